@@ -1,0 +1,107 @@
+"""qat-vsam: quantization-aware training with sharpness-aware optimizers that cost little more than SGD.
+
+The public names, re-exported one by one. They are loaded when first used, so that `import qat_vsam` is quick
+and touches neither torchao nor brevitas nor onnx.
+
+Example:
+    >>> import torch, qat_vsam as qv
+    >>> model = qv.build_model("digits_cnn", seed=0)
+    >>> summary = qv.prepare(model, qv.QuantSpec.preset("w4a4"))
+    >>> qv.calibrate(model, [torch.rand(16, 1, 8, 8)])
+    >>> model(torch.rand(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qat_vsam.data import Batches as Batches
+    from qat_vsam.data import Dataset as Dataset
+    from qat_vsam.data import Split as Split
+    from qat_vsam.data import load_dataset as load_dataset
+    from qat_vsam.errors import CheckpointError as CheckpointError
+    from qat_vsam.errors import ConfigError as ConfigError
+    from qat_vsam.errors import DataError as DataError
+    from qat_vsam.errors import ExportMismatch as ExportMismatch
+    from qat_vsam.errors import InputError as InputError
+    from qat_vsam.errors import MissingDependencyError as MissingDependencyError
+    from qat_vsam.errors import NonFiniteError as NonFiniteError
+    from qat_vsam.errors import QatVsamError as QatVsamError
+    from qat_vsam.errors import RunFolderError as RunFolderError
+    from qat_vsam.evaluate import evaluate as evaluate
+    from qat_vsam.export import export as export
+    from qat_vsam.export import load_packed as load
+    from qat_vsam.export import verify as verify
+    from qat_vsam.models import build_model as build_model
+    from qat_vsam.models import load_checkpoint as load_checkpoint
+    from qat_vsam.optim import SAM as SAM
+    from qat_vsam.optim import VSAM as VSAM
+    from qat_vsam.optim import SplitSGD as SplitSGD
+    from qat_vsam.quant import QuantSpec as QuantSpec
+    from qat_vsam.quant import Summary as Summary
+    from qat_vsam.quant import TensorSpec as TensorSpec
+    from qat_vsam.quant import calibrate as calibrate
+    from qat_vsam.quant import param_groups as param_groups
+    from qat_vsam.quant import prepare as prepare
+    from qat_vsam.quant import reestimate_batch_norm as reestimate_batch_norm
+    from qat_vsam.recipes import compare as compare
+    from qat_vsam.recipes import quantize as quantize
+    from qat_vsam.recipes import run_recipe as run_recipe
+    from qat_vsam.train import fit as fit
+
+__version__ = "0.1.0"
+
+# public name -> (room, name there)
+_PUBLIC = {
+    "Batches": ("data", "Batches"),
+    "CheckpointError": ("errors", "CheckpointError"),
+    "ConfigError": ("errors", "ConfigError"),
+    "DataError": ("errors", "DataError"),
+    "Dataset": ("data", "Dataset"),
+    "ExportMismatch": ("errors", "ExportMismatch"),
+    "InputError": ("errors", "InputError"),
+    "MissingDependencyError": ("errors", "MissingDependencyError"),
+    "NonFiniteError": ("errors", "NonFiniteError"),
+    "QatVsamError": ("errors", "QatVsamError"),
+    "QuantSpec": ("quant", "QuantSpec"),
+    "RunFolderError": ("errors", "RunFolderError"),
+    "SAM": ("optim", "SAM"),
+    "Split": ("data", "Split"),
+    "SplitSGD": ("optim", "SplitSGD"),
+    "Summary": ("quant", "Summary"),
+    "TensorSpec": ("quant", "TensorSpec"),
+    "VSAM": ("optim", "VSAM"),
+    "build_model": ("models", "build_model"),
+    "calibrate": ("quant", "calibrate"),
+    "compare": ("recipes", "compare"),
+    "evaluate": ("evaluate", None),
+    "export": ("export", None),
+    "fit": ("train", "fit"),
+    "load": ("export", "load_packed"),
+    "load_checkpoint": ("models", "load_checkpoint"),
+    "load_dataset": ("data", "load_dataset"),
+    "param_groups": ("quant", "param_groups"),
+    "prepare": ("quant", "prepare"),
+    "quantize": ("recipes", "quantize"),
+    "reestimate_batch_norm": ("quant", "reestimate_batch_norm"),
+    "run_recipe": ("recipes", "run_recipe"),
+    "verify": ("export", "verify"),
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'qat_vsam' has no attribute {name!r}")
+    room, attribute = _PUBLIC[name]
+    module = importlib.import_module(f"qat_vsam.{room}")
+    # the rooms `evaluate` and `export` are callable modules: room and public function share one name
+    return module if attribute is None else getattr(module, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_PUBLIC))
