@@ -1,0 +1,86 @@
+"""CIFAR-10 and CIFAR-100, from parquet files of the hub's layout or from torchvision's download folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+
+from qat_vsam.data.dataset import Rows, rows_in_memory
+from qat_vsam.data.images import Progress
+from qat_vsam.data.parquet import read_parquet
+from qat_vsam.errors import DataError, explain
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_SOURCES: dict[str, tuple[Callable[..., torchvision.datasets.CIFAR10], tuple[str, ...] | None]] = {
+    "cifar10": (torchvision.datasets.CIFAR10, CIFAR10_CLASSES),
+    "cifar100": (torchvision.datasets.CIFAR100, None),
+}
+
+
+def cifar_rows(
+    name: str, root: Path, *, download: bool = False, progress: Progress | None = None
+) -> tuple[Rows, Rows, tuple[str, ...]]:
+    """The training rows, the test rows and the class names.
+
+    Searched under `root` and `root/NAME`: `train-*.parquet` and `test-*.parquet`, there or in a subfolder
+    that the hub makes, then torchvision's folder (`cifar-10-batches-py`). The latter is a pickle;
+    torchvision opens it only if its checksum is that of the published file.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        root: data folder.
+        download: let torchvision fetch the files into `root/NAME` if nothing is there.
+        progress: called with the number of decoded images and their total.
+
+    Raises:
+        DataError: nothing found, or a broken file.
+    """
+    torchvision_class, classes = _SOURCES[name]
+    places = [
+        place
+        for base in (root, root / name)
+        for place in (base, base / "plain_text", base / name, base / "data")
+    ]
+    for place in places:
+        train, test = sorted(place.glob("train-*.parquet")), sorted(place.glob("test-*.parquet"))
+        if train and test:
+            train_rows, names = read_parquet(train, classes, progress)
+            test_rows, _ = read_parquet(test, names, progress)
+            return train_rows, test_rows, names
+    for place in (root, root / name):
+        if (place / torchvision_class.base_folder).is_dir():
+            return _torchvision_rows(torchvision_class, place, download)
+    if download:
+        return _torchvision_rows(torchvision_class, root / name, download)
+    raise DataError(
+        explain(
+            f"data {root}",
+            f"no {name}",
+            f"train-*.parquet and test-*.parquet, or {torchvision_class.base_folder}, there or in {name}/",
+            "point --data or QAT_VSAM_DATA at the folder, or set the option download=true",
+        )
+    )
+
+
+def _torchvision_rows(
+    torchvision_class: Callable[..., torchvision.datasets.CIFAR10], place: Path, download: bool
+) -> tuple[Rows, Rows, tuple[str, ...]]:
+    parts = []
+    for train in (True, False):
+        try:
+            source = torchvision_class(place, train=train, download=download)
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                explain(
+                    f"data {place}",
+                    f"files that torchvision refuses ({error})",
+                    "the published files, unchanged",
+                    "remove the folder and fetch it again",
+                )
+            ) from error
+        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+        parts.append(rows_in_memory(images, torch.tensor(source.targets)))
+    return parts[0], parts[1], tuple(source.classes)

@@ -1,0 +1,204 @@
+"""What a dataset is: images and labels in three disjoint parts.
+
+A source (digits, CIFAR-10, a folder, a function of yours) gives its training and test images as `Rows`: all
+labels, and images on demand. `split_rows` chooses who trains and who validates by label alone, so that only
+the chosen images are ever decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qat_vsam.errors import DataError, explain
+
+
+@dataclass
+class Split:
+    """Images with their labels.
+
+    Attributes:
+        images: (N, C, H, W), uint8 in 0..255; a user's dataset may hold floating point numbers instead.
+        labels: (N,), int64.
+
+    Raises:
+        DataError: shapes, types or lengths that do not fit.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dim() != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise DataError(
+                explain(
+                    "images",
+                    f"{images.dtype} of shape {list(images.shape)}",
+                    "uint8 or floating point of shape (N, C, H, W)",
+                    "convert the images",
+                )
+            )
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise DataError(
+                explain(
+                    "labels",
+                    f"{labels.dtype} of shape {list(labels.shape)}",
+                    f"int64 of shape ({len(images)},)",
+                    "give one integer class per image",
+                )
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Dataset:
+    """A named dataset: nothing is ever chosen on `test`.
+
+    Attributes:
+        name: as given to `load_dataset`.
+        classes: the class names; a label is an index into them.
+        train: what the weights learn from.
+        validation: what choices are made on; disjoint from the other two.
+        test: what is reported.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+
+@dataclass
+class Rows:
+    """Labels of a source, and its images on demand.
+
+    Attributes:
+        labels: (N,), int64.
+        images: given row numbers (M,), returns their images (M, C, H, W).
+    """
+
+    labels: Tensor
+    images: Callable[[Tensor], Tensor]
+
+    def take(self, index: Tensor) -> Split:
+        """The split of these rows, in ascending order, which keeps the order of the source."""
+        index = index.sort().values
+        return Split(self.images(index), self.labels[index])
+
+
+def rows_in_memory(images: Tensor, labels: Tensor) -> Rows:
+    """`Rows` over tensors that are already there."""
+    split = Split(images, labels)
+    return Rows(split.labels, lambda index: split.images[index])
+
+
+def class_balanced_order(labels: Tensor, seed: int) -> Tensor:
+    """A random order of the rows in which every prefix holds the classes equally often.
+
+    Each class is shuffled; then the order takes one row of every class in turn, in random sequence, until the
+    classes run out. So a prefix of length n holds floor(n / K) or ceil(n / K) rows of each of K classes, as
+    long as every class has that many, and a larger subset contains each smaller one.
+
+    Args:
+        labels: (N,), int64.
+        seed: the order is a pure function of the labels and this number.
+
+    Returns:
+        Row numbers (N,), each once.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> labels[class_balanced_order(labels, seed=0)[:2]].sort().values
+        tensor([0, 1])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    _, counts = labels.unique(return_counts=True)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    first_of_class = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    turn = torch.arange(len(labels)) - first_of_class
+    within_turn = torch.randperm(len(labels), generator=generator)
+    by_class, turn = by_class[within_turn], turn[within_turn]
+    return by_class[turn.argsort(stable=True)]
+
+
+def split_rows(
+    name: str,
+    classes: tuple[str, ...],
+    train: Rows,
+    test: Rows,
+    *,
+    train_size: int | None,
+    validation_size: int | None,
+    validation_from: str,
+    seed: int,
+) -> Dataset:
+    """Cut a source into train, validation and test, with equal shares of the classes.
+
+    Args:
+        name: of the dataset.
+        classes: class names.
+        train: the training rows of the source.
+        test: the test rows of the source.
+        train_size: number of training images; None takes all that validation leaves.
+        validation_size: number of validation images; None takes a tenth of the training rows, or half of the
+            test rows.
+        validation_from: "train" takes validation images out of the training rows; "test" takes them out of
+            the test rows, for nets whose checkpoint has seen every training row. `Dataset.test` is then the
+            rest.
+        seed: of the split.
+
+    Raises:
+        DataError: the sizes do not fit the rows, or a size is negative.
+
+    Example:
+        >>> rows = rows_in_memory(torch.zeros(40, 1, 2, 2), torch.arange(40) % 4)
+        >>> dataset = split_rows("toy", ("a", "b", "c", "d"), rows, rows, train_size=20, validation_size=8,
+        ...                      validation_from="train", seed=0)
+        >>> len(dataset.train), len(dataset.validation), len(dataset.test)
+        (20, 8, 40)
+    """
+    for key, size in (("train_size", train_size), ("validation_size", validation_size)):
+        if size is not None and size < 0:
+            raise DataError(explain(key, size, "a number of images, or none for the default", "correct it"))
+    train_order = class_balanced_order(train.labels, seed)
+    if validation_from == "train":
+        count = len(train_order) // 10 if validation_size is None else validation_size
+        validation_index, train_order = train_order[:count], train_order[count:]
+        validation_rows, available, test_index = train, len(train.labels), torch.arange(len(test.labels))
+    elif validation_from == "test":
+        test_order = class_balanced_order(test.labels, seed)
+        count = len(test_order) // 2 if validation_size is None else validation_size
+        validation_index, test_index = test_order[:count], test_order[count:]
+        validation_rows, available = test, len(test.labels)
+    else:
+        raise DataError(
+            explain("validation_from", repr(validation_from), '"train" or "test"', "choose one of the two")
+        )
+    if count > available:
+        raise DataError(
+            explain("validation_size", count, f"at most {available} images", "ask for fewer images")
+        )
+    if train_size is not None and train_size > len(train_order):
+        raise DataError(
+            explain(
+                "train_size",
+                train_size,
+                f"at most the {len(train_order)} images of {name} that are not for validation",
+                "ask for fewer images, or for a smaller validation_size",
+            )
+        )
+    return Dataset(
+        name=name,
+        classes=classes,
+        train=train.take(train_order[:train_size]),
+        validation=validation_rows.take(validation_index),
+        test=test.take(test_index),
+    )
