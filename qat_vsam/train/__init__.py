@@ -1,0 +1,24 @@
+"""Training: the loop, the run folder, checkpoints and the cost ledger."""
+
+from qat_vsam.train.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
+from qat_vsam.train.environment import describe_environment
+from qat_vsam.train.ledger import CostLedger
+from qat_vsam.train.loop import EpochBatches, FitResult, fit
+from qat_vsam.train.recorder import Progress
+from qat_vsam.train.run_folder import RunFolder, load_trained
+from qat_vsam.train.signals import Interrupted
+
+__all__ = [
+    "CheckpointFolder",
+    "CostLedger",
+    "EpochBatches",
+    "FitResult",
+    "Interrupted",
+    "Progress",
+    "RunFolder",
+    "describe_environment",
+    "fit",
+    "load_trained",
+    "read_checkpoint",
+    "write_checkpoint",
+]

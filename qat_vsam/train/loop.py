@@ -1,0 +1,198 @@
+"""The training loop.
+
+for each batch (x, y):
+    loss = optimizer.step(closure, batch_size=len(x))      the optimizer decides how many passes it pays for
+    lr_scheduler.step()
+after each epoch: validate, log, write a checkpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from qat_vsam.errors import ConfigError, explain
+from qat_vsam.train.ledger import CostLedger
+from qat_vsam.train.recorder import Plan, Progress, Recorder
+from qat_vsam.train.run_folder import RunFolder
+from qat_vsam.train.state import TrainingState
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class EpochBatches(Protocol):
+    """Batches whose order is a function of the epoch and step alone, such as `qat_vsam.data.Batches`."""
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch 0."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches (x, y) of `epoch`, counted from 0, from step `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` returns; the trained weights are in the model.
+
+    Attributes:
+        steps: updates of the weights, all resumptions included.
+        epochs: epochs done.
+        train_loss: mean loss over the last epoch, each batch before its step.
+        validation_accuracy: of the last epoch, in 0..1, or None.
+        ledger: what it cost.
+        resumed_from: the step of the checkpoint that this call went on from, or None.
+    """
+
+    steps: int
+    epochs: int
+    train_loss: float | None
+    validation_accuracy: float | None
+    ledger: CostLedger
+    resumed_from: int | None
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: EpochBatches,
+    *,
+    epochs: int,
+    run: RunFolder | None = None,
+    lr_scheduler: Any = None,
+    loss: Loss = functional.cross_entropy,
+    validation: EpochBatches | None = None,
+    validate_every: int = 1,
+    device: str | torch.device = "cpu",
+    amp: str | None = None,
+    log_every: int = 10,
+    checkpoint_every_steps: int | None = None,
+    on_event: Callable[[Progress], None] | None = None,
+) -> FitResult:
+    """Train `model`, or go on with the training that `run` holds.
+
+    With a run folder the training is written down after each epoch, every `checkpoint_every_steps` steps and
+    when SIGINT or SIGTERM asks for a stop; called again with the same arguments it goes on from there and ends
+    in the same bits as an undisturbed training with the same thread count.
+
+    The optimizer gets `step(closure, batch_size=b)` if it has `gradient_evaluations`, else `step(closure)`.
+    `closure(rows)` leaves the gradient of the mean loss over those rows of the batch in `.grad`.
+
+    Args:
+        model: the net, already on `device`.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters.
+        batches: training batches of (x, y), x of shape (b, ...), y of shape (b,).
+        epochs: passes over `batches`.
+        run: where to log and keep checkpoints; None keeps nothing and leaves the signals alone.
+        lr_scheduler: stepped after every optimizer step.
+        loss: maps logits of shape (b, classes) and y to the mean loss, a scalar.
+        validation: batches that the model is judged on, apart from the training clock.
+        validate_every: epochs between two validations; the last epoch is always validated.
+        device: where the batches go.
+        amp: "bf16" runs forward and loss under autocast; None keeps float32.
+        log_every: steps between two lines of the log, the only steps that wait for the device.
+        checkpoint_every_steps: None for checkpoints at the ends of epochs only.
+        on_event: called with a `Progress` after each step, epoch and checkpoint.
+
+    Raises:
+        ConfigError: an option is out of its range.
+        NonFiniteError: a loss or a weight became NaN or infinite; the checkpoints are from before.
+        CheckpointError: a checkpoint cannot be written, or is of another model.
+        RunFolderError: a log cannot be written.
+        Interrupted: a signal came; a checkpoint has been written.
+
+    Example:
+        >>> class TwoBatches:
+        ...     def __len__(self):
+        ...         return 2
+        ...     def epoch(self, epoch, start=0):
+        ...         for step in range(start, 2):
+        ...             yield torch.full((4, 3), step + 1.0), torch.tensor([0, 1, 0, 1])
+        >>> model = nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> result = fit(model, optimizer, TwoBatches(), epochs=3)
+        >>> result.steps, result.ledger.gradient_evaluations
+        (6, 6.0)
+    """
+    _check_options(
+        epochs=epochs,
+        validate_every=validate_every,
+        log_every=log_every,
+        checkpoint_every_steps=checkpoint_every_steps,
+    )
+    if amp not in (None, "bf16"):
+        raise ConfigError(explain("amp", repr(amp), "bf16 or nothing", "choose one of them"))
+    state = TrainingState(model, optimizer, lr_scheduler, torch.device(device))
+    plan = Plan(epochs, len(batches), log_every, checkpoint_every_steps, on_event)
+    repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with repeatable, Recorder(state, run, plan) as recorder:
+        for epoch in range(state.epoch, epochs):
+            model.train()
+            for x, y in batches.epoch(epoch, state.batch):
+                x, y = x.to(state.device, non_blocking=True), y.to(state.device, non_blocking=True)
+                learning_rate = float(optimizer.param_groups[0]["lr"])
+                value, passes = _step(model, optimizer, loss, x, y, amp)
+                if lr_scheduler is not None:
+                    lr_scheduler.step()
+                state.count_step(value, len(x), passes)
+                recorder.after_step(value, learning_rate)
+            validation_accuracy = None
+            if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
+                with recorder.clock.paused(evaluation=True):
+                    validation_accuracy = _accuracy(model, validation, state.device)
+            recorder.after_epoch(validation_accuracy)
+    return FitResult(
+        steps=state.ledger.steps,
+        epochs=state.epoch,
+        ledger=state.ledger,
+        resumed_from=recorder.resumed_from,
+        **state.last_epoch,
+    )
+
+
+def _step(
+    model: nn.Module, optimizer: Optimizer, loss: Loss, x: Tensor, y: Tensor, amp: str | None
+) -> tuple[Tensor, list[int]]:
+    """One step of the optimizer: the loss at the weights before it, and the rows of each pass it made."""
+    passes: list[int] = []
+
+    def closure(rows: slice = slice(None)) -> Tensor:
+        optimizer.zero_grad()
+        # autocast caches the weights it casts: a context per pass, because the weights move between passes
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp == "bf16"):
+            value = loss(model(x[rows]), y[rows])
+        torch.autograd.backward(value)
+        passes.append(len(range(*rows.indices(len(x)))))
+        return value
+
+    step: Callable[..., Tensor] = optimizer.step
+    value = step(closure, batch_size=len(x)) if hasattr(optimizer, "gradient_evaluations") else step(closure)
+    return value.detach(), passes
+
+
+def _accuracy(model: nn.Module, batches: EpochBatches, device: torch.device) -> float:
+    model.eval()
+    correct = total = 0
+    with torch.no_grad():
+        for x, y in batches:
+            correct += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
+            total += len(y)
+    model.train()
+    return correct / total
+
+
+def _check_options(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ConfigError(explain(name, value, "at least 1", "choose a larger number"))

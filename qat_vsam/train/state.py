@@ -1,0 +1,161 @@
+"""Everything that determines the rest of a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from qat_vsam.errors import CheckpointError, NonFiniteError, explain
+from qat_vsam.train.ledger import CostLedger
+
+_KEYS = (
+    "model",
+    "optimizer",
+    "lr_scheduler",
+    "ledger",
+    "epoch",
+    "batch",
+    "loss_sum",
+    "loss_rows",
+    "last_epoch",
+    "random_cpu",
+    "random_device",
+)
+
+
+class TrainingState:
+    """A training between two steps, that can be written down and taken up again bit for bit.
+
+    Args:
+        model: the net, on `device`.
+        optimizer: with its base's momentum and its schedule in one state_dict.
+        lr_scheduler: any object with `step`, `state_dict` and `load_state_dict`, or None.
+        device: where the model is and random numbers are drawn, beside the CPU.
+
+    Attributes:
+        epoch: whole epochs done.
+        batch: steps done in the epoch under way.
+        ledger: the cost so far; its `steps` is the position in the whole training.
+        last_epoch: `train_loss` and `validation_accuracy` of the last whole epoch.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, lr_scheduler: Any, device: torch.device
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.device = device
+        self.ledger = CostLedger()
+        self.epoch = 0
+        self.batch = 0
+        self.last_epoch: dict[str, float | None] = {"train_loss": None, "validation_accuracy": None}
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._loss_rows = 0
+
+    def count_step(self, loss: torch.Tensor, rows: int, passes: list[int]) -> None:
+        """Book a step of the epoch under way, without waiting for the device.
+
+        Args:
+            loss: mean over the batch, a scalar on the device.
+            rows: the batch's size.
+            passes: rows in each forward and backward pass.
+        """
+        self.ledger.count_step(rows, passes)
+        self.batch += 1
+        self._loss_sum += loss.double() * rows
+        self._loss_rows += rows
+
+    def end_epoch(self, validation_accuracy: float | None) -> None:
+        """Move to the start of the next epoch."""
+        self.last_epoch = {"train_loss": self.train_loss(), "validation_accuracy": validation_accuracy}
+        self.epoch += 1
+        self.batch = 0
+        self._loss_sum.zero_()
+        self._loss_rows = 0
+
+    def train_loss(self) -> float:
+        """Mean loss of the rows seen in the epoch under way, each before its step; 0 before the first.
+
+        Raises:
+            NonFiniteError: one of the losses was NaN or infinite.
+        """
+        mean = float(self._loss_sum) / max(self._loss_rows, 1)
+        self.check_finite("loss", torch.tensor(mean))
+        return mean
+
+    def check_finite(self, what: str, values: torch.Tensor) -> None:
+        """Refuse values that no training recovers from.
+
+        Raises:
+            NonFiniteError: an element is NaN or infinite.
+        """
+        if not bool(values.isfinite().all()):
+            raise NonFiniteError(
+                explain(
+                    f"{what} at step {self.ledger.steps}",
+                    "nan or infinity",
+                    "finite numbers",
+                    "lower the learning rate or rho, warm up longer, or look for bad inputs; "
+                    "the checkpoints are from before and stay whole",
+                )
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only.
+
+        Raises:
+            NonFiniteError: a weight or a loss of this epoch is NaN or infinite.
+        """
+        self.train_loss()
+        weights = [parameter.detach().isfinite().all() for parameter in self.model.parameters()]
+        if weights:
+            finite = torch.stack(weights)
+            self.check_finite("weights", torch.where(finite, 0.0, torch.nan))
+        on_gpu = self.device.type == "cuda"
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "loss_sum": self._loss_sum,
+            "loss_rows": self._loss_rows,
+            "last_epoch": self.last_epoch,
+            "random_cpu": torch.get_rng_state(),
+            "random_device": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the training up where `state` left it, random generators included.
+
+        Raises:
+            CheckpointError: the state is of another model, optimizer or scheduler.
+        """
+        if set(state) != set(_KEYS):
+            raise _refusal(f"entries {sorted(state)}", f"entries {sorted(_KEYS)}")
+        if (state["lr_scheduler"] is None) != (self.lr_scheduler is None):
+            raise _refusal("a checkpoint with another lr_scheduler", "the scheduler of this run")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise _refusal(f"a checkpoint that does not fit: {error}", "this model and optimizer") from error
+        self.ledger.load_state_dict(state["ledger"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._loss_sum.copy_(state["loss_sum"])
+        self._loss_rows = state["loss_rows"]
+        self.last_epoch = dict(state["last_epoch"])
+        torch.set_rng_state(state["random_cpu"])
+        if self.device.type == "cuda" and state["random_device"] is not None:
+            torch.cuda.set_rng_state(state["random_device"], self.device)
+
+
+def _refusal(got: str, expected: str) -> CheckpointError:
+    return CheckpointError(explain("checkpoint", got, expected, "start the run in another folder"))
