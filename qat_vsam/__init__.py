@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qat_vsam.errors import RunFolderError as RunFolderError
     from qat_vsam.evaluate import evaluate as evaluate
     from qat_vsam.export import export as export
-    from qat_vsam.export import load_packed as load
+    from qat_vsam.export import load as load
     from qat_vsam.export import verify as verify
     from qat_vsam.models import build_model as build_model
     from qat_vsam.models import load_checkpoint as load_checkpoint
@@ -80,7 +80,7 @@ _PUBLIC = {
     "evaluate": ("evaluate", None),
     "export": ("export", None),
     "fit": ("train", "fit"),
-    "load": ("export", "load_packed"),
+    "load": ("export", "load"),
     "load_checkpoint": ("models", "load_checkpoint"),
     "load_dataset": ("data", "load_dataset"),
     "param_groups": ("quant", "param_groups"),

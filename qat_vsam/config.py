@@ -227,7 +227,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def find_config(name: str) -> Path:
-    """The file of a recipe: a path, or a NAME shipped with the package (`configs/NAME/compare.yaml`, `configs/NAME.yaml`).
+    """The file of a recipe: a path, or the NAME of a shipped one (`NAME/compare.yaml` or `NAME.yaml`).
 
     Raises:
         ConfigError: neither a file nor a known name.
@@ -270,7 +270,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: the file or an override is wrong; the message names the key.
     """
-    content = merge(_read_file(path), parse_overrides(overrides))
+    content = merge(read_recipe_file(path), parse_overrides(overrides))
     if is_comparison(content):
         raise ConfigError(
             explain(str(path), "a comparison (it has arms)", "one recipe", "use `qat-vsam compare`")
@@ -284,7 +284,7 @@ def load_comparison(path: Path, overrides: Iterable[str] = ()) -> Comparison:
     Raises:
         ConfigError: the file, an arm or an override is wrong; the message names the key.
     """
-    content = merge(_read_file(path), parse_overrides(overrides))
+    content = merge(read_recipe_file(path), parse_overrides(overrides))
     if not is_comparison(content):
         raise ConfigError(explain(str(path), "one recipe (no arms)", "a comparison", "use `qat-vsam train`"))
     comparison = _validate(Comparison, content)
@@ -305,9 +305,13 @@ def _check_start(arm: str, recipes: Mapping[str, Recipe]) -> None:
         )
 
 
-def recipe_from(content: Mapping[str, Any]) -> Recipe:
-    """Check a recipe given as plain values."""
-    return _validate(Recipe, dict(content))
+def recipe_from(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Check a recipe given as plain values.
+
+    Raises:
+        ConfigError: a value or an override is wrong; the message names the key.
+    """
+    return _validate(Recipe, merge(content, parse_overrides(overrides)))
 
 
 def dump_yaml(section: Section) -> str:
@@ -326,7 +330,12 @@ def fingerprint(section: Section) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The content of a recipe or comparison file, parsed and not yet checked.
+
+    Raises:
+        ConfigError: unreadable, or not plain YAML.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(

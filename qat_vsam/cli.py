@@ -1,0 +1,298 @@
+"""The command line: parses, calls the jobs, prints.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 and 143 stopped by a signal with a checkpoint written.
+Imports of torch stand inside the commands, so that `--help` and `ls` answer at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from qat_vsam.errors import ConfigError, InputError, QatVsamError, explain
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Quantize pretrained vision models, train them with vSAM, compare accuracy with training cost.",
+    epilog="Start with: qat-vsam compare digits",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3")
+]
+DataRoot = Annotated[Path | None, typer.Option("--data", help="folder where data lie; else QAT_VSAM_DATA")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder for the results; default runs/NAME")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads of torch")]
+Amp = Annotated[str | None, typer.Option(help="bf16: forward passes under autocast")]
+Seed = Annotated[int | None, typer.Option(min=0, help="seed of weights, order and augmentation")]
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _complain(str(error) or "stopped")
+        sys.exit(getattr(error, "exit_code", 130))
+    except InputError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except (QatVsamError, OSError) as error:
+        _complain(str(error))
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+@app.command("ls")
+def list_names() -> None:
+    """List recipes, models, datasets, optimizers, quantizers, exports and targets."""
+    from qat_vsam.recipes import catalogue
+
+    for title, names in catalogue().items():
+        typer.echo(f"{title:<12}" + "  ".join(names))
+
+
+@app.command("cp")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="a shipped recipe")],
+    file: Annotated[Path, typer.Argument(help="the new file; never overwritten")],
+) -> None:
+    """Copy a shipped recipe, to own and change it."""
+    from qat_vsam.config import find_config
+
+    source = find_config(name)
+    if file.exists():
+        raise ConfigError(explain(str(file), "a file that exists", "a new file", "choose another name"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, file)
+    typer.echo(f"{source} -> {file}")
+
+
+@app.command()
+def validate(
+    file: Annotated[str, typer.Argument(help="NAME or file of a recipe or comparison")],
+    overrides: Overrides = None,
+) -> None:
+    """Check a recipe: resolved values, parameters, size, gradient evaluations. No data, no training."""
+    from qat_vsam import config
+    from qat_vsam.recipes.plan import plan
+
+    path = config.find_config(file)
+    if config.is_comparison(config.read_recipe_file(path)):
+        comparison = config.load_comparison(path, overrides or [])
+        for arm in comparison.arms:
+            typer.echo(f"[{arm}] x {comparison.seeds} seeds")
+            _echo_lines(plan(comparison.arm(arm, 0)).lines())
+        return
+    recipe = config.load_recipe(path, overrides or [])
+    typer.echo(config.dump_yaml(recipe))
+    _echo_lines(plan(recipe).lines())
+
+
+@app.command()
+def train(
+    file: Annotated[str, typer.Argument(help="NAME or file of a recipe")],
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    amp: Amp = None,
+    seed: Seed = None,
+) -> None:
+    """Run one recipe, or go on with it."""
+    from qat_vsam.config import find_config, load_recipe
+    from qat_vsam.recipes import run_recipe
+
+    options = {"device": device, "threads": threads, "amp": amp, "seed": seed}
+    changes = [*(overrides or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    recipe = load_recipe(find_config(file), changes)
+    folder = out or Path("runs") / recipe.name
+    with _console() as listener:
+        run_recipe(recipe, folder, data_root=data_root, listener=listener)
+    typer.echo(f"result: {folder / 'result.json'}")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="a model of `qat-vsam ls`, or package.module:function")],
+    data: Annotated[str, typer.Option(help="a dataset's name, its folder, or package.module:function")],
+    bits: Annotated[str, typer.Option(help="w8a8, w4a8, w4a4, ...; w4 quantizes weights only")] = "w8a8",
+    checkpoint: Annotated[str | None, typer.Option(help="pretrained weights")] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="of fine-tuning; 0 calibrates only")] = 0,
+    target: Annotated[str, typer.Option(help="simulated or onnxruntime")] = "simulated",
+    keep: Annotated[list[str] | None, typer.Option(help="layers that stay in float (repeatable)")] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    amp: Amp = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Quantize a pretrained model: calibrate, fine-tune if asked, export, prove."""
+    from qat_vsam.config import parse_overrides, recipe_from
+    from qat_vsam.recipes import quantize as run_quantize
+    from qat_vsam.recipes import quantize_recipe
+
+    name, root = _dataset(data)
+    recipe = quantize_recipe(
+        model,
+        checkpoint=checkpoint,
+        data=name,
+        bits=bits,
+        epochs=epochs,
+        target=target,
+        keep=list(keep or []),
+        seed=seed,
+        device=device or "cpu",
+        threads=threads,
+        amp=amp,
+    )
+    recipe = recipe_from(recipe.model_dump(mode="json"), parse_overrides(overrides or []))
+    folder = out or Path("runs") / recipe.name
+    with _console() as listener:
+        run_quantize(recipe, folder, data_root=root, listener=listener)
+    typer.echo(f"layers: {folder / 'layers.txt'}")
+    typer.echo(f"result: {folder / 'result.json'}")
+
+
+@app.command()
+def compare(
+    file: Annotated[str, typer.Argument(help="NAME or file of a comparison")],
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    out: Out = None,
+) -> None:
+    """Run a grid of arms and seeds, then write its report."""
+    from qat_vsam.config import find_config, load_comparison
+    from qat_vsam.recipes import compare as run_compare
+
+    comparison = load_comparison(find_config(file), overrides or [])
+    command = " ".join(["qat-vsam compare", file, *(overrides or [])])
+    folder = out or Path("runs") / comparison.name
+    with _console() as listener:
+        page = run_compare(comparison, folder, data_root=data_root, listener=listener, command=command)
+    typer.echo((page.parent / "summary.md").read_text())
+    typer.echo(f"report: {page}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="comparison or run folders")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the report")],
+    title: Annotated[str, typer.Option(help="headline of the page")] = "Accuracy against training cost",
+) -> None:
+    """Write the report of finished runs."""
+    from qat_vsam.report import build_report
+
+    source: Path | list[Path] = runs[0] if len(runs) == 1 else runs
+    command = " ".join(["qat-vsam report", *map(str, runs), "--out", str(out)])
+    typer.echo(f"report: {build_report(source, out, title=title, command=command)}")
+
+
+@app.command("eval")
+def evaluate_run(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")], data_root: DataRoot = None
+) -> None:
+    """Measure a finished run's model again on validation and test images."""
+    from qat_vsam.evaluate import accuracy
+    from qat_vsam.recipes import load_run
+
+    recipe, model, _, loaders = load_run(run, root=data_root)
+    for name in ("validation", "test"):
+        measured = accuracy(model, getattr(loaders, name), device=recipe.device)
+        typer.echo(f"{name:<11}{measured.value:.2%} of {measured.total} images, loss {measured.loss:.4f}")
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    format: Annotated[str, typer.Option("--format", help="onnx or packed")] = "onnx",
+    data_root: DataRoot = None,
+) -> None:
+    """Export a finished run's model and prove that it computes the same."""
+    from qat_vsam.recipes import export_run, load_run
+
+    recipe, model, _, loaders = load_run(run, root=data_root)
+    with _console() as listener:
+        export_run(recipe, model, loaders, run / "exports", format, listener)
+
+
+@app.command()
+def verify(artifact: Annotated[Path, typer.Argument(help="an exported file, its proof beside it")]) -> None:
+    """Reload an exported file in its runtime and compare it with the proof written at export."""
+    from qat_vsam.export import verify as verify_artifact
+
+    typer.echo(str(verify_artifact(artifact)))
+
+
+@app.command()
+def bench(
+    file: Annotated[
+        str | None, typer.Argument(help="a comparison, to time its arms; none: ResNet steps")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="timed rounds")] = 30,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    data_root: DataRoot = None,
+) -> None:
+    """Time training steps, interleaved in one process; ratios matter, absolute times do not."""
+    from qat_vsam import recipes
+
+    if file is None:
+        with _console() as listener:
+            _echo_lines(recipes.bench_steps(repeats=repeats, threads=threads, listener=listener).lines())
+        return
+    from qat_vsam.config import find_config, load_comparison
+
+    comparison = load_comparison(find_config(file), [f"bench.repeats={repeats}"])
+    arms = {arm: comparison.arm(arm, 0) for arm in comparison.arms}
+    measured = recipes.bench_arms(arms, comparison.bench, data_root, threads)
+    for row in measured["rows"]:
+        ratio = "-" if row["ratio_to_sgd"] is None else f"{row['ratio_to_sgd']:.2f}"
+        typer.echo(
+            f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {ratio:>6} x {row['reference_arm'] or ''}"
+        )
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices, and which optional packages are here."""
+    from qat_vsam.recipes import describe_backends
+    from qat_vsam.train import describe_environment
+
+    facts = {**describe_environment(), **describe_backends()}
+    _echo_lines(f"{key:<20}{value}" for key, value in facts.items())
+
+
+def _dataset(data: str) -> tuple[str, Path | None]:
+    """`--data` takes a dataset's name, or a folder: of images by class (it has `train/`), or of CIFAR-10."""
+    path = Path(data)
+    if not path.is_dir():
+        return data, None
+    return "image_folder" if (path / "train").is_dir() else "cifar10", path
+
+
+def _echo_lines(lines: Any) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _console() -> Any:
+    from qat_vsam.console import ConsoleListener
+
+    return ConsoleListener()

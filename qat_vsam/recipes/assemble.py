@@ -1,0 +1,223 @@
+"""From a recipe to its parts: the one place that knows which name means which class."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+
+from qat_vsam.config import OptimizerSection, Recipe
+from qat_vsam.data import Batches, Dataset, Split, load_dataset
+from qat_vsam.errors import ConfigError, did_you_mean, explain
+from qat_vsam.models import ModelInfo, build_model, model_info
+from qat_vsam.optim import SAM, VSAM, SplitSGD
+from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare, set_compiled
+
+EVALUATION_BATCH = 500
+
+_BASES: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+_FAMILY: dict[str, type[Optimizer]] = {"sam": SAM, "vsam": VSAM, "split_sgd": SplitSGD}
+
+
+def list_optimizers() -> list[str]:
+    """The names that a recipe's `optimizer.name` takes."""
+    return ["sgd", *_FAMILY]
+
+
+def data_root(recipe: Recipe, given: Path | None = None) -> Path | None:
+    """Where data lie: the option, else the recipe, else `QAT_VSAM_DATA`, else the user's cache folder if there."""
+    for place in (given, recipe.data.root, os.environ.get("QAT_VSAM_DATA")):
+        if place is not None:
+            return Path(place)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qat_vsam"
+    return cache if cache.is_dir() else None
+
+
+def check_names(recipe: Recipe) -> None:
+    """Everything that can be wrong with a recipe's names and options, before any data is read.
+
+    Raises:
+        InputError: an unknown model, optimizer option or bit width; the message names the key.
+    """
+    model_info(recipe.model.name)
+    quant_spec(recipe)
+    _check_optimizer_options(recipe.optimizer)
+    if recipe.amp is None:
+        return
+    if torch.device(recipe.device).type not in ("cpu", "cuda"):
+        raise ConfigError(explain("amp", recipe.amp, "a cpu or cuda device", "set amp=null"))
+
+
+def quant_spec(recipe: Recipe) -> QuantSpec | None:
+    """The quantization that the recipe asks for, or None."""
+    if recipe.quant is None:
+        return None
+    return QuantSpec.preset(
+        recipe.quant.bits,
+        target=recipe.quant.target,
+        keep=tuple(recipe.quant.keep),
+        method=recipe.quant.method,
+        first_last_bits=recipe.quant.first_last_bits,
+    )
+
+
+def dataset(recipe: Recipe, root: Path | None) -> Dataset:
+    """Load and split the data. The split does not depend on the run's seed."""
+    section = recipe.data
+    return load_dataset(
+        section.name,
+        root,
+        train_size=section.train_size,
+        validation_size=section.validation_size,
+        validation_from=section.validation_from,
+        **section.options,
+    )
+
+
+def float_model(recipe: Recipe, root: Path | None) -> nn.Module:
+    """The network before quantization, with its checkpoint's weights or random ones by the run's seed."""
+    section = recipe.model
+    checkpoint = None if section.checkpoint is None else _find_checkpoint(section.checkpoint, root)
+    model = build_model(section.name, checkpoint, seed=recipe.seed, **section.options)
+    return model.to(recipe.device).to(memory_format=torch.channels_last)
+
+
+def quantize_model(recipe: Recipe, model: nn.Module, images: Batches) -> str:
+    """Prepare and calibrate in place; the summary as text.
+
+    Args:
+        recipe: with a `quant` section.
+        model: the float network.
+        images: training images in order, not augmented.
+    """
+    spec = quant_spec(recipe)
+    if spec is None or recipe.quant is None:
+        raise ConfigError(explain("quant", None, "a section with bits", "add quant.bits=w4a4"))
+    first, _ = next(iter(images))
+    summary = prepare(model, spec, sample=first[:2])
+    wanted = -(-recipe.quant.calibration_images // images.batch_size)
+    calibrate(model, images, max_batches=min(wanted, len(images)))
+    if recipe.train.compile_quantizers:
+        set_compiled(model, True)
+    return str(summary)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The batches of a run: for training, calibration, validation and test."""
+
+    train: Batches
+    calibration: Batches
+    validation: Batches
+    test: Batches
+
+
+def loaders(recipe: Recipe, data: Dataset) -> Loaders:
+    """Batches of each split, normalised as the model wants them."""
+    info = normalisation(recipe)
+    common: dict[str, Any] = {"mean": info[0], "std": info[1], "device": recipe.device, "channels_last": True}
+    section = recipe.data
+
+    def ordered(split: Split) -> Batches:
+        return Batches(split, min(EVALUATION_BATCH, len(split)), **common)
+
+    train = Batches(
+        data.train,
+        section.batch_size,
+        augment=section.augment,
+        shuffle=True,
+        seed=recipe.seed,
+        drop_last=section.drop_last,
+        **common,
+    )
+    shuffled = Batches(data.train, min(128, len(data.train)), shuffle=True, seed=0, **common)
+    return Loaders(train, shuffled, ordered(data.validation), ordered(data.test))
+
+
+def normalisation(recipe: Recipe) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel: the recipe's, else the model's."""
+    info: ModelInfo = model_info(recipe.model.name)
+    return list(recipe.model.mean or info.mean), list(recipe.model.std or info.std)
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module, total_steps: int) -> Optimizer:
+    """The optimizer over the model's groups by role."""
+    section = recipe.optimizer
+    groups = param_groups(model, weight_decay=section.weight_decay)
+    for group in groups:
+        if group.get("role") == "step_size":
+            group["lr"] = section.lr * section.step_size_lr_factor
+    base = _BASES[section.base]
+    options: dict[str, Any] = {"lr": section.lr}
+    if section.base == "sgd":
+        options |= {"momentum": section.momentum, "nesterov": section.nesterov}
+    if section.name == "sgd":
+        return base(groups, **options)
+    member = _FAMILY[section.name]
+    options |= section.options
+    if "total_steps" in inspect.signature(member).parameters:
+        options.setdefault("total_steps", total_steps)
+    return member(groups, base, model=model, **options)
+
+
+def build_lr_scheduler(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """One step of the scheduler for each step of the optimizer; the cosine ends at zero."""
+    if recipe.train.lr_schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=total_steps)
+    return ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    """Mean cross entropy over the rows."""
+    return nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
+
+
+def evaluations_per_step(recipe: Recipe) -> tuple[float, float]:
+    """Least and most gradient evaluations a step that the recipe's optimizer may take on average over a run."""
+    section = recipe.optimizer
+    if section.name != "vsam":
+        fixed = {"sgd": 1.0, "split_sgd": 1.0, "sam": 2.0}[section.name]
+        return fixed, fixed
+    if section.options.get("schedule", _default(VSAM, "schedule")) == "variance":
+        return 1.0, 2.0
+    budget = float(section.options.get("gradient_budget", _default(VSAM, "gradient_budget")))
+    return (1.0, budget) if section.options.get("spend") == "learning_rate" else (budget, budget)
+
+
+def _default(member: type[Optimizer], option: str) -> Any:
+    return inspect.signature(member).parameters[option].default
+
+
+def _check_optimizer_options(section: OptimizerSection) -> None:
+    if section.name == "sgd":
+        known: list[str] = []
+    else:
+        reserved = {"self", "params", "base_optimizer", "model"}
+        parameters = inspect.signature(_FAMILY[section.name]).parameters.values()
+        known = [p.name for p in parameters if p.name not in reserved and p.kind is not p.VAR_KEYWORD]
+    fields = [name for name in OptimizerSection.model_fields if name != "name"]
+    for key, value in section.options.items():
+        if key not in known:
+            raise ConfigError(
+                explain(
+                    f"optimizer.{key}",
+                    repr(value),
+                    f"an option of {section.name}",
+                    did_you_mean(key, known + fields),
+                )
+            )
+
+
+def _find_checkpoint(text: str, root: Path | None) -> Path:
+    path = Path(text)
+    if path.is_absolute() or path.exists() or root is None:
+        return path
+    return root / path

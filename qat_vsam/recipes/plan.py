@@ -1,0 +1,89 @@
+"""What a recipe will cost, told without data and without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qat_vsam.config import Recipe
+from qat_vsam.evaluate import model_size
+from qat_vsam.models import build_model
+from qat_vsam.quant import prepare
+from qat_vsam.recipes import assemble
+
+# training images of the datasets whose size is known before they are read, validation included
+_KNOWN_SIZES = {"cifar10": 50_000, "cifar100": 50_000}
+_DIGITS_DEFAULT = 300
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a run.
+
+    Attributes:
+        parameters: of the network.
+        float_bytes: of its parameters and buffers in float32.
+        packed_bytes: of the low-bit weights, scales and what stays in float.
+        steps: of the optimizer, or None where the dataset tells its size only when it is read.
+        evaluations_per_step: least and most gradient evaluations a step, weighted by share of the batch.
+    """
+
+    parameters: int
+    float_bytes: int
+    packed_bytes: int
+    steps: int | None
+    evaluations_per_step: tuple[float, float]
+
+    def lines(self) -> list[str]:
+        """As text, a line a fact."""
+        low, high = self.evaluations_per_step
+        a_step = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        text = [
+            f"parameters            {self.parameters:,}",
+            f"size                  {self.float_bytes / 1e6:.3f} MB in float32, {self.packed_bytes / 1e6:.3f} MB packed",
+            f"gradient evaluations  {a_step} a step",
+        ]
+        if self.steps is not None:
+            total = (
+                f"{low * self.steps:,.0f}"
+                if low == high
+                else f"{low * self.steps:,.0f} to {high * self.steps:,.0f}"
+            )
+            text.append(f"                      {total} in {self.steps:,} steps")
+        return text
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Build the network, count, and throw it away.
+
+    Raises:
+        InputError: a name or option in the recipe is wrong.
+    """
+    assemble.check_names(recipe)
+    model = build_model(recipe.model.name, seed=0, **recipe.model.options)
+    before = model_size(model)
+    spec = assemble.quant_spec(recipe)
+    if spec is not None:
+        prepare(model, spec)
+    after = model_size(model)
+    return Plan(
+        parameters=before.parameters,
+        float_bytes=before.float_bytes,
+        packed_bytes=after.packed_bytes,
+        steps=_steps(recipe),
+        evaluations_per_step=assemble.evaluations_per_step(recipe),
+    )
+
+
+def _steps(recipe: Recipe) -> int | None:
+    data = recipe.data
+    images = data.train_size
+    if images is None and data.name == "digits":
+        images = _DIGITS_DEFAULT
+    if images is None and data.name in _KNOWN_SIZES:
+        images = _KNOWN_SIZES[data.name]
+        if data.validation_from == "train":
+            images -= images // 10 if data.validation_size is None else data.validation_size
+    if images is None:
+        return None
+    steps = images // data.batch_size if data.drop_last else -(-images // data.batch_size)
+    return steps * recipe.train.epochs

@@ -1,0 +1,291 @@
+"""The job behind all others: run one recipe from data to proven exports.
+
+    data -> float model -> [prepare -> calibrate] -> [fit] -> test -> [export -> verify -> test] -> result.json
+
+Each stage is repeatable, so a run that was stopped anywhere goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_vsam.config import Recipe, dump_yaml, fingerprint, load_recipe
+from qat_vsam.data import Dataset
+from qat_vsam.errors import CheckpointError, explain
+from qat_vsam.evaluate import accuracy, latency, model_size
+from qat_vsam.export import export, load_runtime
+from qat_vsam.models import load_checkpoint
+from qat_vsam.recipes import assemble
+from qat_vsam.recipes.events import Listener
+from qat_vsam.train import CostLedger, RunFolder, fit, write_atomic
+
+EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors"}
+PROOF_INPUTS = 1000
+LATENCY_BATCH = 32
+WEIGHTS = "weights.pt"
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    data_root: Path | None = None,
+    start: Path | None = None,
+    listener: Listener | None = None,
+    arm: str | None = None,
+) -> dict[str, Any]:
+    """Run one recipe, or go on with it, or find it finished.
+
+    Args:
+        recipe: what to do.
+        folder: the run folder; the same recipe resumes there, another one is refused.
+        data_root: where data and relative checkpoints lie; see `assemble.data_root`.
+        start: weights file of another run, loaded into the float network first.
+        listener: hears stages and progress.
+        arm: the name that the report groups runs by; None takes the recipe's name.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        InputError: something in the recipe cannot be; nothing has been trained.
+        CheckpointError, RunFolderError, DataError, NonFiniteError, ExportMismatch: see their docstrings.
+        Interrupted: a signal stopped it; the same call goes on.
+
+    Example:
+        >>> import tempfile
+        >>> from qat_vsam.config import recipe_from
+        >>> recipe = recipe_from({
+        ...     "name": "example", "model": {"name": "digits_cnn", "options": {"width": 4}},
+        ...     "data": {"name": "digits", "batch_size": 32}, "quant": {"bits": "w4a4"},
+        ...     "train": {"epochs": 1},
+        ... })
+        >>> result = run_recipe(recipe, tempfile.mkdtemp())
+        >>> result["cost"]["steps"]
+        9
+    """
+    listener = listener or Listener()
+    assemble.check_names(recipe)
+    with RunFolder(folder, dump_yaml(recipe)) as run:
+        if run.finished:
+            listener.say(f"{run.path}: finished before; nothing is left to do")
+            return read_result(run.path)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        root = assemble.data_root(recipe, data_root)
+        data = assemble.dataset(recipe, root)
+        loaders = assemble.loaders(recipe, data)
+        model = assemble.float_model(recipe, root)
+        if start is not None:
+            load_checkpoint(model, start)
+        has_past = start is not None or recipe.model.checkpoint is not None
+        before = _Baseline(run.path)
+        if has_past and recipe.quant is not None:
+            listener.say(f"float32 test accuracy: {before.measure('float_before', model, loaders.test):.2%}")
+        sample = next(iter(loaders.test))[0]
+        float_size = model_size(model, sample[:1])
+        if recipe.quant is not None:
+            summary = assemble.quantize_model(recipe, model, loaders.calibration)
+            write_atomic(run.path / "layers.txt", (summary + "\n").encode())
+            calibrated = before.measure("calibrated", model, loaders.test)
+            listener.say(f"{recipe.quant.bits} test accuracy after calibration: {calibrated:.2%}")
+        ledger = _train(recipe, model, loaders, run, listener)
+        test = accuracy(model, loaders.test, device=recipe.device)
+        validation = accuracy(model, loaders.validation, device=recipe.device)
+        listener.say(f"{recipe.precision} test accuracy: {test.value:.2%} of {test.total} images")
+        save_weights(model, run.path / WEIGHTS)
+        exports = [
+            export_run(recipe, model, data, loaders, run.exports, kind, listener) for kind in recipe.export
+        ]
+        size = model_size(model, sample[:1])
+        result = {
+            "schema": 1,
+            "name": recipe.name,
+            "arm": arm or recipe.name,
+            "label": recipe.label or recipe.name,
+            "seed": recipe.seed,
+            "precision": recipe.precision,
+            "target": recipe.quant.target if recipe.quant else None,
+            "kind": _kind(recipe),
+            "optimizer": recipe.optimizer.name if recipe.train.epochs else None,
+            "optimizer_options": recipe.optimizer.model_dump(mode="json", exclude={"name"}),
+            "model": {"name": recipe.model.name, "parameters": float_size.parameters},
+            "data": {
+                "name": recipe.data.name,
+                "train": len(data.train),
+                "validation": len(data.validation),
+                "test": len(data.test),
+            },
+            "accuracy": {"test": test.value, "validation": validation.value, **before.values()},
+            "cost": _cost(ledger),
+            "size": {
+                "float_bytes": float_size.float_bytes,
+                "packed_bytes": size.packed_bytes,
+                "bit_operations": size.bit_operations,
+            },
+            "exports": exports,
+            "epochs": recipe.train.epochs,
+            "command": f"qat-vsam train {run.path / 'recipe.yaml'}",
+            "recipe_sha256": fingerprint(recipe),
+            "versions": {name: version(name) for name in ("torch", "onnxruntime", "qat-vsam")},
+        }
+        run.write_result(result)
+        return result
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of a finished run's `result.json`.
+
+    Raises:
+        CheckpointError: missing or not JSON.
+    """
+    path = folder / "result.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            explain(str(path), error, "a finished run", "run `qat-vsam train` first")
+        ) from None
+    return content
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The model's state as a file that `load_checkpoint` reads."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    write_atomic(path, buffer.getbuffer())
+
+
+def load_run(
+    folder: Path, *, root: Path | None = None
+) -> tuple[Recipe, nn.Module, Dataset, assemble.Loaders]:
+    """A finished run's recipe, trained model and data.
+
+    Raises:
+        CheckpointError: the folder holds no finished run.
+    """
+    read_result(folder)
+    recipe = load_recipe(folder / "recipe.yaml")
+    data = assemble.dataset(recipe, assemble.data_root(recipe, root))
+    loaders = assemble.loaders(recipe, data)
+    untrained = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": None})})
+    model = assemble.float_model(untrained, None)
+    if recipe.quant is not None:
+        assemble.quantize_model(recipe, model, loaders.calibration)
+    load_checkpoint(model, folder / WEIGHTS)
+    return recipe, model.eval(), data, loaders
+
+
+def export_run(
+    recipe: Recipe,
+    model: nn.Module,
+    data: Dataset,
+    loaders: assemble.Loaders,
+    folder: Path,
+    kind: str,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Write, prove, test and time one artifact.
+
+    Raises:
+        ExportMismatch: the artifact computes something else; the worst layer is named.
+    """
+    path = folder / EXPORT_NAMES[kind]
+    inputs = _proof_inputs(loaders)
+    target = recipe.quant.target if recipe.quant else None
+    model.eval()
+    proof = export(model, path, format=kind, sample=inputs[:2], check_inputs=inputs, target=target)
+    runtime = load_runtime(path)
+    tested = accuracy(runtime, loaders.test)
+    timed = latency(runtime, inputs[:LATENCY_BATCH])
+    size = path.stat().st_size
+    listener.say(
+        f"{kind}: {path} ({size:,} bytes), test accuracy {tested.value:.2%}, argmax agreement "
+        f"{proof.argmax_agreement:.2%} on {proof.inputs} inputs"
+    )
+    return {
+        "format": kind,
+        "path": str(path.relative_to(folder.parent)),
+        "bytes": size,
+        "proof": proof.to_dict(),
+        "test_accuracy": tested.value,
+        "latency_ms": timed.median_ms,
+        "latency_batch": LATENCY_BATCH,
+    }
+
+
+def _train(
+    recipe: Recipe, model: nn.Module, loaders: assemble.Loaders, run: RunFolder, listener: Listener
+) -> CostLedger | None:
+    if recipe.train.epochs == 0:
+        return None
+    total_steps = recipe.train.epochs * len(loaders.train)
+    optimizer = assemble.build_optimizer(recipe, model, total_steps)
+    with torch.random.fork_rng():
+        # dropout and the like draw from torch's generator; checkpoints keep its state
+        torch.manual_seed(recipe.seed)
+        return fit(
+            model,
+            optimizer,
+            loaders.train,
+            epochs=recipe.train.epochs,
+            run=run,
+            lr_scheduler=assemble.build_lr_scheduler(recipe, optimizer, total_steps),
+            loss=assemble.loss_function(recipe),
+            validation=loaders.validation,
+            validate_every=recipe.train.validate_every,
+            device=recipe.device,
+            amp=recipe.amp,
+            log_every=recipe.train.log_every,
+            checkpoint_every_steps=recipe.train.checkpoint_every,
+            on_event=listener.progress,
+        ).ledger
+
+
+def _proof_inputs(loaders: assemble.Loaders) -> Tensor:
+    """Test images, and validation images where those are too few."""
+    parts: list[Tensor] = []
+    for batches in (loaders.test, loaders.validation):
+        for x, _ in batches:
+            parts.append(x)
+            if sum(map(len, parts)) >= PROOF_INPUTS:
+                return torch.cat(parts)[:PROOF_INPUTS]
+    return torch.cat(parts)
+
+
+def _kind(recipe: Recipe) -> str:
+    if recipe.train.epochs > 0:
+        return "trained"
+    return "post_training" if recipe.quant else "float_reference"
+
+
+def _cost(ledger: CostLedger | None) -> dict[str, Any]:
+    if ledger is None:
+        return {}
+    counts = ledger.to_dict()
+    return counts | {"gradient_evaluations_per_step": counts["gradient_evaluations"] / counts["steps"]}
+
+
+class _Baseline:
+    """Accuracies from before the training, measured once a run and kept beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "baseline.json"
+        self._values: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def measure(self, name: str, model: nn.Module, test: Any) -> float:
+        if name not in self._values:
+            self._values[name] = accuracy(model, test).value
+            write_atomic(self._path, json.dumps(self._values).encode())
+        return self._values[name]
+
+    def values(self) -> Mapping[str, float | None]:
+        return {name: self._values.get(name) for name in ("float_before", "calibrated")}

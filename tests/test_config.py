@@ -1,0 +1,194 @@
+"""Promises of the recipe files: every mistake is one clear line, nothing is executed, nothing blows up."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+
+import pytest
+
+from qat_vsam import config
+from qat_vsam.errors import ConfigError
+
+MINIMAL = "name: mine\nmodel: {name: digits_cnn}\ndata: {name: digits}\n"
+SHIPPED = config.shipped_configs()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("trian.epochs=3", "did you mean train?"),
+        ("train.epoch=3", "did you mean epochs?"),
+        ("train.epochs=-1", "train.epochs: got -1; expected greater than or equal to 0"),
+        ("train.epochs=1.5", "train.epochs: got 1.5; expected a valid integer"),
+        ("train.epochs=true", "train.epochs: got True"),
+        ("optimizer.name=vsan", "did you mean vsam?"),
+        ("optimizer.lr=fast", "optimizer.lr: got 'fast'; expected a valid number"),
+        ("optimizer.lr=.nan", "optimizer.lr: got nan"),
+        ("name=../elsewhere", "name: got '../elsewhere'"),
+        ("model=null", "model: got None"),
+        ("quant={}", "quant.bits: got nothing; expected a value; add quant.bits"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_key_value_rule_and_advice(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load_recipe(write(tmp_path, MINIMAL), [override])
+    assert expected in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load_recipe(write(tmp_path, MINIMAL), ["train.epochs=x", "seed=-1"])
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["seed", "train.epochs"]
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    recipe = config.load_recipe(write(tmp_path, MINIMAL + "optimizer: {lr: 1e-3}\n"), ["optimizer.rho=5e-2"])
+    assert recipe.optimizer.lr == 0.001
+    assert recipe.optimizer.options == {"rho": 0.05}
+
+
+@pytest.mark.timeout(20)  # an alias bomb would take hours
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]",
+        "[" * 5000,
+        "a: " * 200 + "1",
+        "name: one\nname: two",
+        "!!python/object/apply:os.system ['touch canary']",
+        "name: !unknown x",
+        "name: a\0b",
+        "x" * 10_000_000,
+        "name: [unclosed",
+        "- a list",
+        "",
+    ],
+    ids=[
+        "aliases",
+        "brackets",
+        "nesting",
+        "duplicate",
+        "python-tag",
+        "tag",
+        "nul",
+        "huge",
+        "open",
+        "list",
+        "empty",
+    ],
+)
+def test_hostile_files_are_refused_at_once(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        config.load_recipe(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_unreadable_files_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        config.load_recipe(path)
+
+
+def test_another_optimizer_does_not_inherit_the_options_of_the_first() -> None:
+    base = {"optimizer": {"name": "vsam", "lr": 0.1, "gradient_budget": 1.2}}
+    assert config.merge(base, {"optimizer": {"name": "sam"}}) == {"optimizer": {"name": "sam", "lr": 0.1}}
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    recipe = config.load_recipe(write(tmp_path, MINIMAL), ["quant.bits=w4a4", "optimizer.rho=0.3"])
+    again = config.load_recipe(write(tmp_path, config.dump_yaml(recipe)))
+    assert again == recipe
+    assert config.fingerprint(again) == config.fingerprint(recipe)
+    assert config.fingerprint(recipe) != config.fingerprint(recipe.model_copy(update={"seed": 1}))
+
+
+def test_an_arm_that_starts_from_nowhere_is_refused(tmp_path: Path) -> None:
+    text = "name: g\ntitle: t\nrecipe: {model: {name: digits_cnn}, data: {name: digits}}\narms:\n  a: {}\n"
+    with pytest.raises(ConfigError, match=r"arms\.b\.init_from: got aa; .*did you mean a\?"):
+        config.load_comparison(write(tmp_path, text + "  b: {init_from: aa}\n"))
+
+
+def test_unknown_recipe_names_get_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="did you mean digits"):
+        config.find_config("digit")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    load(SHIPPED[name], [])
+
+
+def load(path: Path, overrides: list[str]) -> object:
+    comparison = config.is_comparison(config.read_recipe_file(path))
+    return (config.load_comparison if comparison else config.load_recipe)(path, overrides)
+
+
+def mutate(text: str, rng: random.Random) -> str:
+    """Delete, insert or replace a few characters or lines."""
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(text))
+        kind = rng.randrange(4)
+        if kind == 0:
+            text = text[:place] + text[place + rng.randint(1, 5) :]
+        elif kind == 1:
+            text = text[:place] + rng.choice(string.printable + "\0é&*!") + text[place:]
+        elif kind == 2:
+            lines = text.splitlines(keepends=True)
+            lines.insert(rng.randrange(len(lines)), lines.pop(rng.randrange(len(lines))))
+            text = "".join(lines)
+        else:
+            text = (
+                text[:place] + str(rng.choice([-1, 0, 1e400, "null", "[]", "{}", "true"])) + text[place + 1 :]
+            )
+    return text
+
+
+def check_mutations(count: int, folder: Path) -> int:
+    refused = 0
+    for number in range(count):
+        rng = random.Random(number)
+        original = SHIPPED[rng.choice(sorted(SHIPPED))].read_text()
+        path = write(folder, mutate(original, rng))
+        try:
+            load(path, [])
+        except ConfigError as error:
+            refused += 1
+            assert str(error).count("; ") >= 2
+    return refused
+
+
+def test_500_mutated_recipes_give_a_plan_or_a_config_error(tmp_path: Path) -> None:
+    assert check_mutations(500, tmp_path) > 100
+
+
+@pytest.mark.nightly
+def test_10000_mutated_recipes_give_a_plan_or_a_config_error(tmp_path: Path) -> None:
+    assert check_mutations(10_000, tmp_path) > 2_000
+
+
+def test_a_typo_of_one_letter_gets_the_right_suggestion(tmp_path: Path) -> None:
+    schema = {"train": config.TrainSection, "data": config.DataSection, "quant": config.QuantSection}
+    path = write(tmp_path, MINIMAL + "quant: {bits: w4a4}\n")
+    right = total = 0
+    for section, fields in schema.items():
+        for name in fields.model_fields:
+            for place in range(1, len(name)):
+                typo = name[:place] + "q" + name[place + 1 :]
+                with pytest.raises(ConfigError) as caught:
+                    config.load_recipe(path, [f"{section}.{typo}=1"])
+                right += f"did you mean {name}?" in str(caught.value)
+                total += 1
+    assert right >= 0.95 * total
