@@ -1,4 +1,4 @@
-"""A job drawn in the terminal: a bar with time left, accuracy and cost; plain lines where there is no terminal."""
+"""A job drawn in the terminal: a bar with time left, accuracy and cost; without one, plain lines."""
 
 from __future__ import annotations
 

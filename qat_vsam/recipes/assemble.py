@@ -33,7 +33,7 @@ def list_optimizers() -> list[str]:
 
 
 def data_root(recipe: Recipe, given: Path | None = None) -> Path | None:
-    """Where data lie: the option, else the recipe, else `QAT_VSAM_DATA`, else the user's cache folder if there."""
+    """Where data lie: the option, else the recipe, `QAT_VSAM_DATA`, or the user's cache folder if there."""
     for place in (given, recipe.data.root, os.environ.get("QAT_VSAM_DATA")):
         if place is not None:
             return Path(place)
@@ -181,7 +181,7 @@ def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def evaluations_per_step(recipe: Recipe) -> tuple[float, float]:
-    """Least and most gradient evaluations a step that the recipe's optimizer may take on average over a run."""
+    """Least and most gradient evaluations a step of the recipe's optimizer, on average over a run."""
     section = recipe.optimizer
     if section.name != "vsam":
         fixed = {"sgd": 1.0, "split_sgd": 1.0, "sam": 2.0}[section.name]

@@ -1,7 +1,7 @@
 """The grid job: every arm with every seed, a step-time bench of the arms, and the report.
 
-Each run is a process's work in a folder of its own, so the grid skips what is finished and goes on with what was
-stopped; the same command ends what a kill interrupted.
+Each run is a process's work in a folder of its own, so the grid skips what is finished and goes on with what
+was stopped; the same command ends what a kill interrupted.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Plan:
         a_step = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         text = [
             f"parameters            {self.parameters:,}",
-            f"size                  {self.float_bytes / 1e6:.3f} MB in float32, {self.packed_bytes / 1e6:.3f} MB packed",
+            f"size                  {self.float_bytes / 1e6:.3f} MB in float32, "
+            f"{self.packed_bytes / 1e6:.3f} MB packed",
             f"gradient evaluations  {a_step} a step",
         ]
         if self.steps is not None:

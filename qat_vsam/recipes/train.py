@@ -1,6 +1,6 @@
 """The job behind all others: run one recipe from data to proven exports.
 
-    data -> float model -> [prepare -> calibrate] -> [fit] -> test -> [export -> verify -> test] -> result.json
+    data -> float model -> [prepare -> calibrate] -> [fit] -> test -> [export -> prove -> test] -> result
 
 Each stage is repeatable, so a run that was stopped anywhere goes on from its newest checkpoint.
 """
