@@ -122,7 +122,7 @@ class CheckpointFolder:
         """Write a checkpoint, then delete those that are no longer kept.
 
         Args:
-            epoch: whole epochs done; a step that ends an epoch may have a checkpoint before and after the end.
+            epoch: whole epochs done; the step that ends an epoch may have one before and one after the end.
             step: steps done.
             state: what `write_checkpoint` takes.
 

@@ -16,8 +16,9 @@ import torch
 class CostLedger:
     """Counts and seconds of a training, over all its resumptions.
 
-    With b rows in the batch of a step and passes over r_1, r_2, ... of them, the step adds (r_1 + r_2 + ...)/b
-    gradient evaluations and as many forwards as there were passes: a step of SGD costs 1, a step of SAM 2.
+    With b rows in the batch of a step and passes over r_1, r_2, ... of them, the step adds
+    (r_1 + r_2 + ...) / b gradient evaluations and as many forwards as there were passes: a step of SGD costs
+    1, a step of SAM 2.
 
     Attributes:
         gradient_evaluations: passes forward and backward, weighted by the share of the batch they saw.

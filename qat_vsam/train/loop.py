@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from qat_vsam.errors import ConfigError, explain
+from qat_vsam.evaluate import accuracy
 from qat_vsam.train.ledger import CostLedger
 from qat_vsam.train.recorder import Plan, Progress, Recorder
 from qat_vsam.train.run_folder import RunFolder
@@ -83,8 +84,8 @@ def fit(
     """Train `model`, or go on with the training that `run` holds.
 
     With a run folder the training is written down after each epoch, every `checkpoint_every_steps` steps and
-    when SIGINT or SIGTERM asks for a stop; called again with the same arguments it goes on from there and ends
-    in the same bits as an undisturbed training with the same thread count.
+    when SIGINT or SIGTERM asks for a stop; called again with the same arguments it goes on from there and
+    ends in the same bits as an undisturbed training with the same thread count.
 
     The optimizer gets `step(closure, batch_size=b)` if it has `gradient_evaluations`, else `step(closure)`.
     `closure(rows)` leaves the gradient of the mean loss over those rows of the batch in `.grad`.
@@ -97,7 +98,7 @@ def fit(
         run: where to log and keep checkpoints; None keeps nothing and leaves the signals alone.
         lr_scheduler: stepped after every optimizer step.
         loss: maps logits of shape (b, classes) and y to the mean loss, a scalar.
-        validation: batches that the model is judged on, apart from the training clock.
+        validation: batches that the model is judged on, in float32 and apart from the training clock.
         validate_every: epochs between two validations; the last epoch is always validated.
         device: where the batches go.
         amp: "bf16" runs forward and loss under autocast; None keeps float32.
@@ -150,7 +151,7 @@ def fit(
             validation_accuracy = None
             if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
                 with recorder.clock.paused(evaluation=True):
-                    validation_accuracy = _accuracy(model, validation, state.device)
+                    validation_accuracy = accuracy(model, validation, state.device).value
             recorder.after_epoch(validation_accuracy)
     return FitResult(
         steps=state.ledger.steps,
@@ -176,20 +177,10 @@ def _step(
         passes.append(len(range(*rows.indices(len(x)))))
         return value
 
-    step: Callable[..., Tensor] = optimizer.step
-    value = step(closure, batch_size=len(x)) if hasattr(optimizer, "gradient_evaluations") else step(closure)
+    step: Any = optimizer.step
+    in_parts = hasattr(optimizer, "gradient_evaluations")
+    value: Tensor = step(closure, batch_size=len(x)) if in_parts else step(closure)
     return value.detach(), passes
-
-
-def _accuracy(model: nn.Module, batches: EpochBatches, device: torch.device) -> float:
-    model.eval()
-    correct = total = 0
-    with torch.no_grad():
-        for x, y in batches:
-            correct += int((model(x.to(device)).argmax(1) == y.to(device)).sum())
-            total += len(y)
-    model.train()
-    return correct / total
 
 
 def _check_options(**options: int | None) -> None:

@@ -135,7 +135,7 @@ class RunFolder:
         changed = [key for key in environment if last.get(key) != environment[key]]
         if changed:
             logger.warning(
-                "%s: %s changed since the run began; the result may differ from an undisturbed run in its last bits",
+                "%s: %s changed since the run began; the last bits may differ from an undisturbed run",
                 self.path,
                 ", ".join(changed),
             )
