@@ -1,0 +1,111 @@
+"""Puts a report together: reads the runs, computes, draws, and writes the page, the summary and the CSVs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from qat_vsam.errors import InputError, explain
+from qat_vsam.report.arms import summarise
+from qat_vsam.report.figures import Drawing, draw_figures
+from qat_vsam.report.findings import find
+from qat_vsam.report.palette import Palette
+from qat_vsam.report.protocol import caveats, option_lines, protocol
+from qat_vsam.report.results import load_results
+from qat_vsam.report.tables import accuracy_table, arms_frame, runs_frame, shipping_table
+
+
+def build_report(
+    runs: Path | Sequence[Path],
+    out: Path,
+    *,
+    title: str,
+    bench: Path | None = None,
+    command: str = "",
+    description: str = "",
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes index.html, summary.md, results.csv (a row per run), arms.csv (a row per arm) and figures/.
+
+    The page is one self-contained file. The same inputs give byte-identical files.
+
+    Args:
+        runs: a comparison folder (ARM/seed-K/result.json below it), or single run folders.
+        out: the folder to write; created if missing, files of an earlier report are replaced.
+        title: the page's heading.
+        bench: a bench.json with step times; None: the one in the comparison folder, if there is one.
+        command: what repeats the comparison.
+        description: a paragraph below the heading.
+        notes: caveats of the author, shown before those that the data calls for.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: there is nothing to report, a result is broken, or `out` cannot be written.
+    """
+    results = load_results(runs, bench)
+    arms = summarise(results)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        drawings = draw_figures(results, arms, out / "figures")
+        content = {
+            "title": title,
+            "description": description,
+            "findings": find(arms),
+            "tables": (accuracy_table(arms), shipping_table(arms)),
+            "palette": Palette.of(arms),
+            "figures": [(drawing, _data_address(drawing)) for drawing in drawings],
+            "protocol": protocol(results, arms, command),
+            "options": option_lines(results, arms),
+            "caveats": caveats(results, arms, notes),
+        }
+        _write(out / "summary.md", _render("summary.md.jinja", content))
+        _write(out / "results.csv", runs_frame(results, arms).to_csv(index=False, lineterminator="\n"))
+        _write(out / "arms.csv", arms_frame(arms).to_csv(index=False, lineterminator="\n"))
+        _write(out / "index.html", _render("index.html.jinja", content))
+    except OSError as error:
+        raise InputError(
+            explain(str(out), error.strerror or error, "a folder that can be written", "choose another --out")
+        ) from error
+    return out / "index.html"
+
+
+def _render(template: str, content: dict[str, object]) -> str:
+    environment = Environment(
+        loader=PackageLoader("qat_vsam.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["markdown"] = escape_markdown
+    return environment.get_template(template).render(content)
+
+
+def escape_markdown(text: object) -> str:
+    r"""Text that Markdown shows as it is: no HTML, no links, no table bars, no line breaks.
+
+    Example:
+        >>> escape_markdown("a|b <script>")
+        'a\\|b &lt;script&gt;'
+    """
+    plain = " ".join(str(text).split())
+    for sign in ("\\", "|", "`", "*", "_"):
+        plain = plain.replace(sign, "\\" + sign)
+    plain = plain.replace("](", "]\\(")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _data_address(drawing: Drawing) -> str:
+    # as an image of its own an SVG keeps its identifiers to itself, where inlined ones would collide
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing.svg.read_bytes()).decode("ascii")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
