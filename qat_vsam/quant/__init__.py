@@ -1,0 +1,64 @@
+"""Fake quantization: what (`spec`), the maths (`functional`), how (`quantizers`), where (`layers`)."""
+
+from .calibrate import calibrate
+from .functional import (
+    dequantize,
+    lsq_quantize,
+    lsq_quantize_reference,
+    positive_scale,
+    quantize,
+    sign_codes,
+    sign_quantize,
+)
+from .groups import param_groups
+from .layers import QuantConv2d, QuantLayer, QuantLinear, input_quantizers, quant_layers
+from .prepare import prepare
+from .quantizers import (
+    LSQQuantizer,
+    MinMaxQuantizer,
+    Quantizer,
+    SignQuantizer,
+    make_quantizer,
+    set_compiled,
+    set_quantizers_enabled,
+)
+from .spec import QuantSpec, TensorSpec, integer_range, list_methods, list_presets, list_targets
+from .stability import reestimate_batch_norm
+from .statistics import TensorStatistics, initial_step_size
+from .summary import Summary, SummaryRow
+
+__all__ = [
+    "LSQQuantizer",
+    "MinMaxQuantizer",
+    "QuantConv2d",
+    "QuantLayer",
+    "QuantLinear",
+    "QuantSpec",
+    "Quantizer",
+    "SignQuantizer",
+    "Summary",
+    "SummaryRow",
+    "TensorSpec",
+    "TensorStatistics",
+    "calibrate",
+    "dequantize",
+    "initial_step_size",
+    "input_quantizers",
+    "integer_range",
+    "list_methods",
+    "list_presets",
+    "list_targets",
+    "lsq_quantize",
+    "lsq_quantize_reference",
+    "make_quantizer",
+    "param_groups",
+    "positive_scale",
+    "prepare",
+    "quant_layers",
+    "quantize",
+    "reestimate_batch_norm",
+    "set_compiled",
+    "set_quantizers_enabled",
+    "sign_codes",
+    "sign_quantize",
+]

@@ -1,0 +1,191 @@
+"""The maths of fake quantization: codes, grids, and the gradient of a learned step size.
+
+    v     = x / s
+    q     = round_half_to_even(clip(v, Qn, Qp))
+    x_hat = s q
+
+    d x_hat / dx = 1            where Qn <= v <= Qp, else 0
+    d x_hat / ds = q - v        where Qn <= v <= Qp, else Qn or Qp        (times the gradient factor g)
+
+The mask is taken on v, before rounding. `lsq_quantize` is the fast form, one `torch.autograd.Function`;
+`lsq_quantize_reference` says the same in plain autograd, and the tests hold one against the other.
+
+A scale is a tensor of shape () for a whole tensor, or (C,) for one value for each slice of axis 0.
+Everything is computed in float32 at least: under autocast a bfloat16 input is widened, quantized, and the
+result rounded back to bfloat16, the precision in which the next convolution reads it anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .kernels import EAGER, along_axis_0, compiled_kernels
+
+SMALLEST_STEP = 1e-8
+
+
+def positive_scale(step_size: Tensor) -> Tensor:
+    """max(|s|, 1e-8): a scale that no optimizer step can make negative or zero.
+
+    The gradient is that of |s|, also below the floor, so that a step size pushed there can come back.
+
+    Example:
+        >>> positive_scale(torch.tensor([-0.5, 0.0]))
+        tensor([5.0000e-01, 1.0000e-08])
+    """
+    magnitude = torch.where(step_size < 0, -step_size, step_size)
+    return magnitude + (magnitude.clamp_min(SMALLEST_STEP) - magnitude).detach()
+
+
+def quantize(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
+    """The integer codes clip(round(x / s), Qn, Qp), ties to even, as ONNX's QuantizeLinear has them.
+
+    Args:
+        x: tensor of any shape.
+        scale: positive, shape () or (x.shape[0],).
+        q_min, q_max: smallest and largest code, within 8 bits.
+
+    Returns:
+        Tensor of x's shape; int8 where q_min is negative, uint8 otherwise.
+
+    Example:
+        >>> quantize(torch.tensor([-1.0, 0.25, 0.75, 9.0]), torch.tensor(0.5), 0, 15)
+        tensor([ 0,  0,  2, 15], dtype=torch.uint8)
+    """
+    v = _wide(x) / along_axis_0(scale, x)
+    return v.clamp_(q_min, q_max).round_().to(torch.int8 if q_min < 0 else torch.uint8)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """s q, in the dtype of the scale.
+
+    Example:
+        >>> dequantize(torch.tensor([-2, 3], dtype=torch.int8), torch.tensor(0.5))
+        tensor([-1.0000,  1.5000])
+    """
+    return codes.to(scale.dtype) * along_axis_0(scale, codes)
+
+
+def sign_codes(x: Tensor) -> Tensor:
+    """The 1-bit signed codes: 1 where x >= 0, else -1, as int8.
+
+    Example:
+        >>> sign_codes(torch.tensor([-0.3, 0.0, 2.0]))
+        tensor([-1,  1,  1], dtype=torch.int8)
+    """
+    return (x >= 0).to(torch.int8).mul_(2).sub_(1)
+
+
+def sign_quantize(x: Tensor, step_size: Tensor, gradient_factor: float = 1.0) -> Tensor:
+    """s sign(x), the 1-bit signed grid.
+
+    The gradient passes straight through to x; to s goes sum(gradient * sign(x)), times the gradient factor.
+
+    Args:
+        x: tensor of any shape.
+        step_size: shape () or (x.shape[0],).
+        gradient_factor: scales the gradient of the step size.
+    """
+    scaled = step_size * gradient_factor
+    scale = positive_scale(scaled + (step_size - scaled).detach())
+    x_hat = along_axis_0(scale, x) * sign_codes(x).to(scale.dtype)
+    straight_through = x - x.detach()
+    return (x_hat + straight_through).to(x.dtype)
+
+
+def lsq_quantize_reference(
+    x: Tensor, step_size: Tensor, q_min: int, q_max: int, gradient_factor: float = 1.0
+) -> Tensor:
+    """`lsq_quantize` in plain autograd, for tests and readers: slow, and it keeps several copies of x.
+
+    Reference: arXiv 1902.08153, sections 2.1 and 2.2.
+    """
+    scaled = step_size * gradient_factor
+    scale = along_axis_0(positive_scale(scaled + (step_size - scaled).detach()), x)
+    v = (_wide(x) / scale).clamp(q_min, q_max)
+    q = v + (v.round() - v).detach()
+    return (q * scale).to(x.dtype)
+
+
+def lsq_quantize(
+    x: Tensor,
+    step_size: Tensor,
+    q_min: int,
+    q_max: int,
+    gradient_factor: float = 1.0,
+    *,
+    compiled: bool = False,
+) -> Tensor:
+    """x_hat = s clip(round(x / s), Qn, Qp) with the gradients of learned step size quantization.
+
+    s stands for max(|step_size|, 1e-8), see `positive_scale`. The memory format of x is kept. There is no
+    double backward.
+
+    Args:
+        x: tensor of any shape, float16 to float64.
+        step_size: shape () or (x.shape[0],).
+        q_min, q_max: smallest and largest code.
+        gradient_factor: scales the gradient of the step size; LSQ takes 1 / sqrt(N Qp), N the number of
+            elements that share it (for activations, of one sample).
+        compiled: run the fused kernels of `torch.compile` instead of the eager ones.
+
+    Returns:
+        Tensor of x's shape, dtype and memory format.
+
+    Example:
+        >>> x = torch.tensor([-0.2, 0.3, 0.9], requires_grad=True)
+        >>> s = torch.tensor(0.25, requires_grad=True)
+        >>> x_hat = lsq_quantize(x, s, 0, 3)
+        >>> x_hat.sum().backward()
+        >>> x_hat.detach(), x.grad, s.grad
+        (tensor([0.0000, 0.2500, 0.7500]), tensor([0., 1., 0.]), tensor(2.8000))
+
+    Reference: arXiv 1902.08153.
+    """
+    x_hat: Tensor = _LearnedStepSize.apply(x, step_size, q_min, q_max, gradient_factor, compiled)
+    return x_hat
+
+
+class _LearnedStepSize(torch.autograd.Function):
+    """Keeps x and x_hat for the backward pass, and no tensor of its own.
+
+    Both are there already: x is what the operation before keeps (a ReLU its result), x_hat what the
+    convolution after keeps. With gx = mask * gradient the step size needs only two inner products,
+    ds = (<gradient, x_hat> - <gx, x>) / s, since q - v = (x_hat - x) / s inside and q = x_hat / s outside.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step_size: Tensor, q_min: int, q_max: int, gradient_factor: float, compiled: bool
+    ) -> Tensor:
+        kernels = compiled_kernels() if compiled else EAGER
+        scale = step_size.detach().abs().clamp_min(SMALLEST_STEP)
+        wide = _wide(x)
+        x_hat = kernels.forward(wide, scale, q_min, q_max).to(x.dtype)
+        ctx.constants = (kernels, q_min, q_max, gradient_factor)
+        # A narrow x_hat has lost the digits that x_hat - x needs: the backward pass computes it again.
+        keep = kernels.needs_x_hat and x.dtype == wide.dtype
+        ctx.save_for_backward(x, step_size, x_hat if keep else None)
+        return x_hat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        kernels, q_min, q_max, gradient_factor = ctx.constants
+        x, step_size, x_hat = ctx.saved_tensors
+        scale = step_size.detach().abs().clamp_min(SMALLEST_STEP)
+        wide, wide_gradient = _wide(x), _wide(gradient)
+        if wide_gradient.stride() != wide.stride():
+            wide_gradient = torch.empty_like(wide).copy_(wide_gradient)
+        gx, gs = kernels.backward(wide_gradient, wide, x_hat, scale, q_min, q_max)
+        gs = gs * gradient_factor
+        gs = torch.where(step_size < 0, -gs, gs).to(step_size.dtype)
+        return gx.to(x.dtype), gs, None, None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

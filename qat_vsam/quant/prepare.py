@@ -1,0 +1,206 @@
+"""From a float model to a quantized one, in place, with a row for every layer that says what became of it."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError, did_you_mean, explain
+from .groups import is_norm
+from .layers import QuantConv2d, QuantLayer, QuantLinear, quant_layers
+from .modes import evaluating
+from .quantizers import Quantizer
+from .sharing import layers_that_read_the_same_tensor, share_input_quantizers
+from .spec import QuantSpec, TensorSpec
+from .summary import Summary, SummaryRow
+
+QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+
+# These read the weights of their children without calling them, so a quantized child would go unused.
+READS_CHILDREN: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "MultiheadAttention reads its weights without calling it",
+    nn.TransformerEncoderLayer: "TransformerEncoderLayer's fast path reads its weights without calling it",
+}
+
+
+def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> Summary:
+    """Replace convolution and linear layers by their quantized twins, in place.
+
+    Every `nn.Conv2d` and `nn.Linear` is replaced or listed with the reason why not; other modules with
+    parameters are listed. The first and the last of them in module order get `spec.first_last_bits`. Weight
+    step sizes are set at once, those of the inputs by `calibrate`. With quantizers off the model computes the
+    same bits as before.
+
+    Args:
+        model: float model; its Parameter objects stay the same. An exception leaves it unchanged.
+        spec: what to quantize and how.
+        sample: one input batch. Layers that read the same tensor then share one input quantizer from the
+            start; without it `calibrate` finds them.
+
+    Returns:
+        Summary, one row for each layer.
+
+    Raises:
+        ConfigError: an unknown name in `spec.keep`, a model that is prepared already, or one without a layer
+            that could be quantized.
+
+    Example:
+        >>> from torch import nn
+        >>> from qat_vsam.quant import QuantSpec, prepare
+        >>> body = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+        >>> model = nn.Sequential(*body, nn.Flatten(), nn.Linear(8, 2))
+        >>> print(prepare(model, QuantSpec.preset("w4a4")))
+        w4a4: 3 of 4 layers quantized
+        layer  kind         weight  input  scheme
+        0      Conv2d       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
+        1      BatchNorm2d  float   float  in float: normalisation
+        3      Conv2d       4       4      weight int4 per channel, lsq; input int/uint4 per tensor, lsq
+        5      Linear       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
+    """
+    _check(model)
+    reasons = _reasons(model, spec)
+    floats = {name: module for name, module in model.named_modules() if name in reasons}
+    targets = {name: module for name, module in floats.items() if not reasons[name]}
+    groups: list[list[str]] = []
+    if sample is not None and spec.activation is not None:
+        with evaluating(model):
+            groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(sample))
+    edges = _first_and_last(model)
+    twins = {
+        module: QUANTIZED_TWIN[type(module)].from_float(module, *_tensor_specs(spec, at_edge=name in edges))
+        for name, module in targets.items()
+    }
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in twins:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, twins[module])
+    share_input_quantizers(model, groups)
+    return Summary(spec.name, _rows(model, floats, reasons))
+
+
+def _check(model: nn.Module) -> None:
+    if any(isinstance(module, Quantizer) for module in model.modules()):
+        advice = "prepare a freshly built model, or load a state_dict into this one"
+        raise ConfigError(explain("model", "a model with quantizers", "a float model", advice))
+    if type(model) in QUANTIZED_TWIN:
+        advice = "wrap it: nn.Sequential(layer)"
+        raise ConfigError(
+            explain("model", f"a single {type(model).__name__}", "a model with layers in it", advice)
+        )
+    if not any(type(module) in QUANTIZED_TWIN for module in model.modules()):
+        advice = "see QuantConv2d and QuantLinear for what can be quantized"
+        raise ConfigError(explain("model", "no such layer", "at least one nn.Conv2d or nn.Linear", advice))
+
+
+def _tensor_specs(spec: QuantSpec, at_edge: bool) -> tuple[TensorSpec, TensorSpec | None]:
+    if not at_edge or spec.first_last_bits is None:
+        return spec.weight, spec.activation
+    activation = spec.activation
+    return (
+        spec.weight.with_bits(spec.first_last_bits),
+        None if activation is None else activation.with_bits(spec.first_last_bits),
+    )
+
+
+def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
+    """For each layer with parameters, in module order: why it stays in float, "" if it does not."""
+    kept = _kept(model, spec.keep)
+    edges = _first_and_last(model) if spec.first_last_bits is None else set()
+    by_parent = _read_by_parent(model)
+    reasons: dict[str, str] = {}
+    for name, module in model.named_modules():
+        is_layer = isinstance(module, (nn.Conv2d, nn.Linear))
+        if not is_layer and not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if is_norm(module):
+            reasons[name] = "normalisation"
+        elif name in by_parent:
+            reasons[name] = by_parent[name]
+        elif type(module) not in QUANTIZED_TWIN:
+            reasons[name] = _unsupported(module)
+        elif "weight" not in module._parameters or isinstance(module.weight, nn.UninitializedParameter):
+            reasons[name] = "its weight is no plain Parameter (weight_norm or a lazy module)"
+        elif name in kept:
+            reasons[name] = f"keep: {kept[name]}"
+        elif name in edges:
+            reasons[name] = "first or last layer, first_last_bits is None"
+        else:
+            reasons[name] = ""
+    return reasons
+
+
+def _unsupported(module: nn.Module) -> str:
+    for base in QUANTIZED_TWIN:
+        if isinstance(module, base):
+            return f"a subclass of {base.__name__} with a forward of its own"
+    if type(module) in READS_CHILDREN or isinstance(module, nn.MultiheadAttention):
+        return "attention weights are used functionally"
+    return f"{type(module).__name__} has no quantized twin"
+
+
+def _read_by_parent(model: nn.Module) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        for kind, reason in READS_CHILDREN.items():
+            if isinstance(module, kind):
+                prefix = f"{name}." if name else ""
+                for child, layer in module.named_children():
+                    if isinstance(layer, nn.Linear):
+                        found[prefix + child] = reason
+    return found
+
+
+def _first_and_last(model: nn.Module) -> set[str]:
+    by_parent = _read_by_parent(model)
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in by_parent
+    ]
+    return {names[0], names[-1]}
+
+
+def _kept(model: nn.Module, keep: tuple[str, ...]) -> dict[str, str]:
+    """Module name -> the entry of `keep` that names it or a module around it."""
+    names = [name for name, _ in model.named_modules() if name]
+    kept: dict[str, str] = {}
+    for entry in keep:
+        chosen = [name for name in names if _matches(entry, name)]
+        if not chosen:
+            advice = "check the pattern" if entry.startswith("re:") else did_you_mean(entry, names)
+            raise ConfigError(explain("keep", entry, "a module of this model", advice))
+        for name in names:
+            if any(name == root or name.startswith(f"{root}.") for root in chosen):
+                kept.setdefault(name, entry)
+    return kept
+
+
+def _matches(entry: str, name: str) -> bool:
+    if not entry.startswith("re:"):
+        return entry == name
+    try:
+        return re.fullmatch(entry.removeprefix("re:"), name) is not None
+    except re.error as error:
+        raise ConfigError(explain("keep", entry, "a regular expression", f"mend it: {error}")) from error
+
+
+def _rows(model: nn.Module, floats: dict[str, nn.Module], reasons: dict[str, str]) -> list[SummaryRow]:
+    layers = dict(quant_layers(model))
+    first_reader: dict[Quantizer, str] = {}
+    rows = []
+    for name, module in floats.items():
+        kind = type(module).__name__
+        if reasons[name]:
+            rows.append(SummaryRow(name, kind, skipped=reasons[name]))
+            continue
+        layer = layers[name]
+        scheme = f"weight {layer.weight_quantizer.spec.scheme}"
+        activation_bits = None
+        if layer.input_quantizer is not None:
+            activation_bits = layer.input_quantizer.bits
+            scheme += f"; input {layer.input_quantizer.spec.scheme}"
+            leader = first_reader.setdefault(layer.input_quantizer, name)
+            scheme += f", shared with {leader}" if leader != name else ""
+        rows.append(SummaryRow(name, kind, layer.weight_quantizer.bits, activation_bits, scheme))
+    return rows

@@ -1,0 +1,317 @@
+"""How a tensor is quantized: one `nn.Module` for each method, all with the same few methods.
+
+`forward(x)` gives x_hat, a value on the grid; `codes(x)` the integers behind it; `scale()` the positive step
+size that joins them: x_hat = scale * codes. Python-side state (bits, sign, whether a step size is set)
+travels in the state_dict as a small uint8 tensor, so that `load_state_dict` alone restores a quantizer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, InputError, explain
+from .functional import (
+    dequantize,
+    lsq_quantize,
+    positive_scale,
+    quantize,
+    sign_codes,
+    sign_quantize,
+)
+from .kernels import compiled_kernels
+from .spec import TensorSpec, integer_range
+from .statistics import StepSizeMethod, TensorStatistics, initial_step_size, range_step
+
+Role = Literal["weight", "activation"]
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers.
+
+    Attributes:
+        spec: what it was built from.
+        role: "weight" or "activation".
+        signed: whether the grid has negative codes; for an activation valid once `initialised`.
+        initialised: whether a step size has been set.
+        enabled: False turns the quantizer into the identity.
+        compiled: use the fused kernels of `torch.compile`; see `set_compiled`.
+
+    Args:
+        spec: bits, sign, granularity, method.
+        role: "weight" or "activation".
+        channels: length of axis 0 for a per-channel weight.
+        device, dtype: of the scale; float32 unless the weights are float64.
+    """
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        role: Role,
+        channels: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if spec.granularity == "per_channel" and channels is None:
+            raise InputError(
+                explain("channels", None, "the length of axis 0", "pass channels= for per_channel")
+            )
+        self.spec = spec
+        self.role = role
+        self.signed = spec.signed is not False
+        self.initialised = False
+        self.enabled = True
+        self.compiled = False
+        shape = (channels,) if spec.granularity == "per_channel" and channels is not None else ()
+        wide = dtype if dtype == torch.float64 else torch.float32
+        self._register_scale(torch.ones(shape, device=device, dtype=wide))
+
+    @property
+    def bits(self) -> int:
+        """Width of the code."""
+        return self.spec.bits
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the most negative code is left out."""
+        return self.spec.narrow
+
+    @property
+    def granularity(self) -> str:
+        """ "per_tensor" or "per_channel"."""
+        return self.spec.granularity
+
+    @property
+    def q_min(self) -> int:
+        """Smallest code."""
+        return integer_range(self.bits, self.signed, self.narrow)[0]
+
+    @property
+    def q_max(self) -> int:
+        """Largest code."""
+        return integer_range(self.bits, self.signed, self.narrow)[1]
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether the codes are the signs -1 and 1."""
+        return self.bits == 1 and self.signed
+
+    def scale(self) -> Tensor:
+        """The positive step size, shape () or (channels,), detached from no graph that it has."""
+        raise NotImplementedError
+
+    def initialise(self, statistics: TensorStatistics, method: StepSizeMethod = "mse") -> None:
+        """Set the sign, where the spec leaves it open, and the first step size from what was seen."""
+        if self.spec.signed is None:
+            self.signed = bool((statistics.minimum < 0).any())
+        with torch.no_grad():
+            self._set_scale(statistics, method)
+        self.initialised = True
+
+    def _register_scale(self, ones: Tensor) -> None:
+        raise NotImplementedError
+
+    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
+        raise NotImplementedError
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x_hat, of x's shape, dtype and memory format; x itself where the quantizer is off.
+
+        Raises:
+            InputError: no step size has been set yet.
+        """
+        if not self.enabled:
+            return x
+        self._require_step_size()
+        return self._fake_quantize(x)
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes of x: int8 for a signed grid, uint8 otherwise."""
+        self._require_step_size()
+        return sign_codes(x) if self.is_sign else quantize(x, self.scale(), self.q_min, self.q_max)
+
+    @torch.no_grad()
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """The values behind codes: scale * codes."""
+        return dequantize(codes, self.scale())
+
+    def _require_step_size(self) -> None:
+        if not self.initialised:
+            advice = "call calibrate(model, batches) first, or load a trained state_dict"
+            raise InputError(explain(f"{self.role} quantizer", "no step size", "a calibrated model", advice))
+
+    def get_extra_state(self) -> Tensor:
+        """Bits, narrowness, sign and whether a step size is set, as four bytes."""
+        state = [self.bits, int(self.narrow), int(self.signed), int(self.initialised)]
+        return torch.tensor(state, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take back what `get_extra_state` wrote.
+
+        Raises:
+            CheckpointError: the state is of a quantizer with other bits or another range.
+        """
+        bits, narrow, signed, initialised = (int(value) for value in state.tolist())
+        if (bits, bool(narrow)) != (self.bits, self.narrow):
+            got = f"{bits} bits{' narrow' if narrow else ''}"
+            expected = f"{self.bits} bits{' narrow' if self.narrow else ''}"
+            raise CheckpointError(
+                explain("quantizer state", got, expected, "prepare the model with the same spec")
+            )
+        self.signed, self.initialised = bool(signed), bool(initialised)
+
+    def extra_repr(self) -> str:
+        kind = "int" if self.signed else "uint"
+        off = "" if self.enabled else ", off"
+        return f"{kind}{self.bits}, {self.granularity}, range [{self.q_min}, {self.q_max}]{off}"
+
+
+class LSQQuantizer(Quantizer):
+    """A learned step size (arXiv 1902.08153), by `functional.lsq_quantize`.
+
+    The step size is a Parameter of shape () or (channels,). Its gradient is scaled by 1 / sqrt(N Qp), N being
+    the number of elements that share it; for an activation those of one sample. At 1 bit and signed the grid
+    is {-s, s}, by `functional.sign_quantize`.
+
+    Example:
+        >>> from qat_vsam.quant import LSQQuantizer, TensorSpec, TensorStatistics
+        >>> quantizer = LSQQuantizer(TensorSpec(bits=4), role="activation")
+        >>> x = torch.linspace(0, 1.5, 6)[None]
+        >>> statistics = TensorStatistics()
+        >>> statistics.update(x)
+        >>> quantizer.initialise(statistics)
+        >>> quantizer.signed, quantizer.codes(x)
+        (False, tensor([[ 0,  3,  6,  9, 12, 15]], dtype=torch.uint8))
+    """
+
+    step_size: nn.Parameter
+
+    def _register_scale(self, ones: Tensor) -> None:
+        self.step_size = nn.Parameter(ones)
+
+    def scale(self) -> Tensor:
+        return positive_scale(self.step_size)
+
+    def gradient_factor(self, x: Tensor) -> float:
+        """1 / sqrt(N Qp) for this x."""
+        sharing = x.shape[0] if self.role == "activation" and x.dim() > 0 else self.step_size.numel()
+        elements = x.numel() / max(sharing, 1)
+        return 1 / math.sqrt(max(elements, 1) * self.q_max)
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        factor = self.gradient_factor(x)
+        if self.is_sign:
+            return sign_quantize(x, self.step_size, factor)
+        return lsq_quantize(x, self.step_size, self.q_min, self.q_max, factor, compiled=self.compiled)
+
+    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
+        step = (
+            statistics.mean_magnitude
+            if self.is_sign
+            else initial_step_size(statistics, self.q_min, self.q_max, method)
+        )
+        self.step_size.copy_(torch.where(step > 0, step, 1.0))
+
+
+class MinMaxQuantizer(Quantizer):
+    """A step size that spans the range of the tensor: s = max(maximum / Qp, minimum / Qn), straight through.
+
+    A weight is measured anew at each use. For an activation the step size follows the batches: at each
+    forward in training mode it moves by the share `momentum` towards that of the batch. Neither moves while
+    `updates_state` is False, so that a second pass over the same batch sees the quantizer of the first.
+    """
+
+    updates_state = True
+    momentum = 0.1
+    current_scale: Tensor
+
+    def _register_scale(self, ones: Tensor) -> None:
+        self.register_buffer("current_scale", ones)
+
+    def scale(self) -> Tensor:
+        return self.current_scale.clone()
+
+    def codes(self, x: Tensor) -> Tensor:
+        if self.role == "weight":
+            self._follow(x)
+        return super().codes(x)
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        self._follow(x)
+        return lsq_quantize(x, self.scale(), self.q_min, self.q_max, compiled=self.compiled)
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> None:
+        if not self.updates_state or not (self.role == "weight" or self.training):
+            return
+        statistics = TensorStatistics(per_channel=self.granularity == "per_channel")
+        statistics.update(x)
+        measured = self._scale_of(statistics).to(self.current_scale.dtype)
+        self.current_scale.lerp_(measured, 1.0 if self.role == "weight" else self.momentum)
+
+    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
+        self.current_scale.copy_(self._scale_of(statistics))
+
+    def _scale_of(self, statistics: TensorStatistics) -> Tensor:
+        step = range_step(statistics, self.q_min, self.q_max)
+        return torch.where(step > 0, step, 1.0)
+
+
+class SignQuantizer(MinMaxQuantizer):
+    """1-bit weights, x_hat = mean|x| sign(x), the mean over each channel; straight through, as in XNOR-Net.
+
+    Reference: arXiv 1603.05279.
+    """
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        self._follow(x)
+        return sign_quantize(x, self.scale())
+
+    def _scale_of(self, statistics: TensorStatistics) -> Tensor:
+        step = statistics.mean_magnitude
+        return torch.where(step > 0, step, 1.0)
+
+
+def make_quantizer(
+    spec: TensorSpec,
+    role: Role,
+    channels: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Quantizer:
+    """The quantizer that a spec asks for; arguments as for `Quantizer`."""
+    kind: type[Quantizer] = {"lsq": LSQQuantizer, "minmax": MinMaxQuantizer}[spec.method]
+    if spec.bits == 1 and role == "weight" and spec.signed is not False:
+        kind = SignQuantizer
+    return kind(spec, role, channels, device, dtype)
+
+
+def set_quantizers_enabled(model: nn.Module, enabled: bool) -> None:
+    """Switch every quantizer of the model on, or off: the model is then the float one, bit for bit."""
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.enabled = enabled
+
+
+def set_compiled(model: nn.Module, enabled: bool = True) -> None:
+    """Let every quantizer of the model use the fused kernels of `torch.compile`, or the eager ones again.
+
+    The kernels are compiled at first use, once a process: a few seconds. They see every tensor as a vector or
+    a matrix of changeable size, so that no batch or image size compiles anew.
+
+    Raises:
+        MissingDependencyError: no working compiler is found; the quantizers stay as they were.
+    """
+    if enabled:
+        compiled_kernels()
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.compiled = enabled

@@ -1,0 +1,134 @@
+"""What a quantizer needs to know of a tensor before its first step, and the step sizes that follow."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+StepSizeMethod = Literal["mse", "lsq"]
+STEP_SIZE_METHODS = ("mse", "lsq")
+
+_SAMPLE_PER_UPDATE = 2**15
+# From a step that clips 19 of 20 of the range to one that clips nothing, in steps of about 5 percent.
+_CANDIDATES = torch.logspace(math.log10(0.05), math.log10(1.05), 64, dtype=torch.float64).tolist()
+
+
+class TensorStatistics:
+    """Minimum, maximum and mean magnitude of all values seen, and a sample of them for error searches.
+
+    Args:
+        per_channel: one record for each slice of axis 0 instead of one in all. All values are kept as the
+            sample then, since only weights are seen so.
+    """
+
+    def __init__(self, per_channel: bool = False) -> None:
+        self.per_channel = per_channel
+        self.count = 0
+        self._minimum: Tensor | None = None
+        self._maximum: Tensor | None = None
+        self._magnitude: Tensor | None = None
+        self._samples: list[Tensor] = []
+        self._generator = torch.Generator().manual_seed(0)
+
+    def update(self, x: Tensor) -> None:
+        """Take in one tensor; with `per_channel`, of the same number of channels each time."""
+        x = x.detach()
+        rows = x.reshape(x.shape[0], -1) if self.per_channel else x.reshape(1, -1)
+        if rows.numel() == 0:
+            return
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        low, high, magnitude = rows.amin(1), rows.amax(1), rows.abs().sum(1, dtype=torch.float64)
+        if self._minimum is None or self._maximum is None or self._magnitude is None:
+            self._minimum, self._maximum, self._magnitude = low, high, magnitude
+        else:
+            self._minimum = torch.minimum(self._minimum, low)
+            self._maximum = torch.maximum(self._maximum, high)
+            self._magnitude = self._magnitude + magnitude
+        self.count += rows.shape[1]
+        if not self.per_channel and rows.shape[1] > _SAMPLE_PER_UPDATE:
+            picks = torch.randint(rows.shape[1], (_SAMPLE_PER_UPDATE,), generator=self._generator)
+            rows = rows[:, picks.to(rows.device)]
+        self._samples.append(rows)
+
+    @property
+    def minimum(self) -> Tensor:
+        """Smallest value, shape () or (C,)."""
+        return self._shaped(self._minimum)
+
+    @property
+    def maximum(self) -> Tensor:
+        """Largest value, shape () or (C,)."""
+        return self._shaped(self._maximum)
+
+    @property
+    def mean_magnitude(self) -> Tensor:
+        """Mean of |x|, shape () or (C,)."""
+        return self._shaped(self._magnitude).div(self.count).to(self.minimum.dtype)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no NaN and no infinity was seen."""
+        return bool(torch.isfinite(self.minimum).all() and torch.isfinite(self.maximum).all())
+
+    @property
+    def sample(self) -> Tensor:
+        """Some of the values, shape (1, K) or (C, K)."""
+        return torch.cat(self._samples, dim=1)
+
+    def _shaped(self, value: Tensor | None) -> Tensor:
+        if value is None:
+            raise ValueError("no values were seen yet")
+        return value if self.per_channel else value.reshape(())
+
+
+def initial_step_size(
+    statistics: TensorStatistics, q_min: int, q_max: int, method: StepSizeMethod = "mse"
+) -> Tensor:
+    """The step size before training, shape () or (C,), positive.
+
+    "mse" takes the candidate with the smallest squared error sum (x - x_hat)^2, from 64 fractions of the
+    range. "lsq" takes 2 mean|x| / sqrt(Qp), as the LSQ paper does. A channel of zeros gets the mean of the
+    other channels, or 1.
+
+    Args:
+        statistics: what was seen.
+        q_min, q_max: smallest and largest code.
+        method: "mse" or "lsq".
+
+    Reference: arXiv 1902.08153 (lsq); 2004.09576 (squared error).
+    """
+    if method == "lsq":
+        step = 2 * statistics.mean_magnitude / math.sqrt(q_max)
+    else:
+        step = _least_squared_error(statistics.sample, range_step(statistics, q_min, q_max), q_min, q_max)
+    return _positive(step)
+
+
+def range_step(statistics: TensorStatistics, q_min: int, q_max: int) -> Tensor:
+    """The smallest step size that clips nothing: max(maximum / Qp, minimum / Qn); 0 for zeros."""
+    step = statistics.maximum.clamp_min(0) / q_max
+    return step if q_min == 0 else torch.maximum(step, statistics.minimum.clamp_max(0) / q_min)
+
+
+def _least_squared_error(sample: Tensor, largest: Tensor, q_min: int, q_max: int) -> Tensor:
+    column = largest.reshape(-1, 1)
+    best_step = column
+    best_error = torch.full_like(column, math.inf)
+    for fraction in _CANDIDATES:
+        step = (column * fraction).clamp_min(torch.finfo(column.dtype).tiny)
+        x_hat = (sample / step).clamp_(q_min, q_max).round_().mul_(step)
+        error = x_hat.sub_(sample).square_().mean(1, keepdim=True)
+        best_step = torch.where(error < best_error, step, best_step)
+        best_error = torch.minimum(error, best_error)
+    return torch.where(column > 0, best_step, 0.0).reshape(largest.shape)
+
+
+def _positive(step: Tensor) -> Tensor:
+    good = step > 0
+    if bool(good.all()):
+        return step
+    others = step[good].mean() if bool(good.any()) else torch.ones_like(step).mean()
+    return torch.where(good, step, others)
