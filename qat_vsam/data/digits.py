@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 
 from qat_vsam.data.dataset import Rows, class_balanced_order, rows_in_memory
 
@@ -23,6 +22,9 @@ def digits_rows() -> tuple[Rows, Rows]:
         >>> len(train.labels), len(test.labels)
         (800, 997)
     """
+    # a second of imports, which no other dataset should pay for
+    from sklearn.datasets import load_digits
+
     source = load_digits()
     images = (
         torch.from_numpy(source.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)

@@ -9,7 +9,7 @@ Reference: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
