@@ -2,8 +2,9 @@
 
 from qat_vsam.train.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
 from qat_vsam.train.environment import describe_environment
+from qat_vsam.train.files import write_atomic
 from qat_vsam.train.ledger import CostLedger
-from qat_vsam.train.loop import EpochBatches, FitResult, fit
+from qat_vsam.train.loop import EpochBatches, FitResult, fit, training_step
 from qat_vsam.train.recorder import Progress
 from qat_vsam.train.run_folder import RunFolder, load_trained
 from qat_vsam.train.signals import Interrupted
@@ -20,5 +21,7 @@ __all__ = [
     "fit",
     "load_trained",
     "read_checkpoint",
+    "training_step",
+    "write_atomic",
     "write_checkpoint",
 ]

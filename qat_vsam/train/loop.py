@@ -143,7 +143,7 @@ def fit(
             for x, y in batches.epoch(epoch, state.batch):
                 x, y = x.to(state.device, non_blocking=True), y.to(state.device, non_blocking=True)
                 learning_rate = float(optimizer.param_groups[0]["lr"])
-                value, passes = _step(model, optimizer, loss, x, y, amp)
+                value, passes = training_step(model, optimizer, loss, x, y, amp)
                 if lr_scheduler is not None:
                     lr_scheduler.step()
                 state.count_step(value, len(x), passes)
@@ -162,7 +162,7 @@ def fit(
     )
 
 
-def _step(
+def training_step(
     model: nn.Module, optimizer: Optimizer, loss: Loss, x: Tensor, y: Tensor, amp: str | None
 ) -> tuple[Tensor, list[int]]:
     """One step of the optimizer: the loss at the weights before it, and the rows of each pass it made."""
