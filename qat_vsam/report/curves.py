@@ -54,7 +54,7 @@ def learning_curves(results: Results, arms: Sequence[Arm], palette: Palette) -> 
                 alpha=0.13,
                 linewidth=0,
             )
-            labels.append(Label(arm.method_label, 0, 100 * float(curve["mean"].iloc[-1]), colour))
+            labels.append(Label(arm.method_label, 0, 100 * float(curve["mean"].iloc[-1]), palette.text(arm)))
         axes.margins(x=0)
         label_ends(axes, labels)
     panels[0].text(0, 1.11, "validation accuracy, %", transform=panels[0].transAxes, fontsize=9, color=MUTED)
@@ -77,7 +77,8 @@ def spending(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure 
         left.set_title(f"{group}: gradient evaluations so far")
         right.set_title(f"{group}: PSF norm")
         right.set_yscale("log")
-        totals, norms = [], []
+        totals: list[Label] = []
+        norms: list[Label] = []
         for arm in (arm for arm in shown if arm.group == group):
             own, colour = steps[steps["arm"] == arm.name], palette.colour(arm)
             for axes, column, labels in ((left, "gradient_evaluations", totals), (right, "psf_norm", norms)):
@@ -88,7 +89,7 @@ def spending(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure 
                 if curve.empty:
                     continue
                 axes.plot(curve.index, curve["mean"], color=colour, linewidth=1.7)
-                labels.append(Label(arm.method_label, 0, float(curve["mean"].iloc[-1]), colour))
+                labels.append(Label(arm.method_label, 0, float(curve["mean"].iloc[-1]), palette.text(arm)))
         for axes in (left, right):
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -138,12 +139,12 @@ def mean_curve(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 
 def _late_limits(curves: Sequence[pd.DataFrame]) -> tuple[float, float]:
-    """Limits of the accuracy axis in which the differences at the end are still a quarter of the height."""
+    """Limits of the accuracy axis in which the differences at the end take up a good part of the height."""
     ends = [curve[["mean", "low", "high"]].iloc[-1] for curve in curves]
     last = 100 * min(float(end.min()) for end in ends)
     high = 100 * max(float(curve[["mean", "high"]].max().max()) for curve in curves)
     lowest = 100 * min(float(curve["mean"].min()) for curve in curves)
-    low = max(lowest, last - 3 * max(high - last, 0.5))
+    low = max(lowest, last - 3 * max(high - last, 1.0))
     margin = max(0.06 * (high - low), 0.2)
     return low - margin, min(high + margin, 100.4)
 

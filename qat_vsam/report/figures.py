@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import Transform, offset_copy
 
 from qat_vsam.report.arms import Arm
 from qat_vsam.report.curves import learning_curves, spending
@@ -61,32 +61,39 @@ def draw_figures(results: Results, arms: Sequence[Arm], folder: Path) -> list[Dr
 def _plan(
     results: Results, arms: Sequence[Arm], palette: Palette
 ) -> list[tuple[str, str, str, Callable[[], Figure | None]]]:
-    sources = {arm.time_source for arm in arms if arm.time_ratio is not None}
+    points = {
+        "cost": [(arm, arm.cost) for arm in arms if arm.cost is not None],
+        "time": [(arm, arm.time_ratio) for arm in arms if arm.time_ratio is not None],
+    }
+    bench_only = all(arm.time_source == "bench" for arm, _ in points["time"])
     clock = (
         "step times measured interleaved in one process"
-        if sources <= {"bench"}
+        if bench_only
         else "training seconds of the runs themselves where no interleaved measurement was at hand"
     )
-    front = (
-        "Bars: 95 % intervals over seeds (they hold the spread between seeds, which the paired differences "
-        "of the table do not). Filled marks lie on the Pareto front of their precision, drawn as steps."
-    )
+    front = "Filled marks lie on the Pareto front of their precision, drawn as steps."
+    if any(arm.accuracy.low is not None for arm in arms):
+        front += (
+            " Bars: 95 % intervals over seeds; they hold the spread between seeds, which the paired "
+            "differences of the table do not."
+        )
     return [
         (
             "accuracy_vs_evaluations",
             "Accuracy against training cost",
-            f"Cost counts gradient evaluations a step, each weighted by its share of the batch. {front}",
-            lambda: _trade_off(arms, palette, [arm.cost for arm in arms], "gradient evaluations a step"),
+            "Cost counts gradient evaluations a step, each weighted by its share of the batch. "
+            + front
+            + _outside(arms, points["cost"]),
+            lambda: _trade_off(arms, points["cost"], palette, "gradient evaluations a step"),
         ),
         (
             "accuracy_vs_time",
             "Accuracy against training time",
-            f"Time of a step in units of an SGD step of the same precision: {clock}. {front}",
+            f"Time of a step in units of an SGD step of the same precision: {clock}. "
+            + front
+            + _outside(arms, points["time"]),
             lambda: _trade_off(
-                arms,
-                palette,
-                [arm.time_ratio for arm in arms],
-                "time of a step, in SGD steps of the same precision",
+                arms, points["time"], palette, "time of a step, in SGD steps of the same bits"
             ),
         ),
         (
@@ -107,31 +114,28 @@ def _plan(
 
 
 def _trade_off(
-    arms: Sequence[Arm], palette: Palette, costs: Sequence[float | None], quantity: str
+    arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], palette: Palette, quantity: str
 ) -> Figure | None:
-    points = [
-        (arm, cost)
-        for arm, cost in zip(arms, costs, strict=True)
-        if cost is not None and arm.accuracy.value is not None
-    ]
-    if not points:
+    if len(points) < 2:
         return None
     figure = Figure(figsize=(9.2, 4.9))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.075, 0.12, 0.905, 0.80))
     axes.set_xlabel(quantity)
     axes.set_title("test accuracy, %", fontweight="normal", fontsize=10, color=MUTED)
-    low, high = _limits(axes, points)
-    untrained = [arm for arm in arms if arm.cost is None and arm.accuracy.value is not None]
-    _draw_untrained(axes, untrained, palette, low, high)
+    costs = [cost for _, cost in points]
+    reach = max(max(costs) - min(costs), 0.2)
+    axes.set_xlim(min(costs) - 0.2 * reach, max(costs) + 0.2 * reach)
+    axes.set_ylim(*_accuracy_limits(points))
+    _draw_untrained(axes, arms, points, palette)
     groups = list(dict.fromkeys(arm.group for arm, _ in points))
     labels, bars = [], []
     for rank, group in enumerate(groups):
         members = [(arm, cost) for arm, cost in points if arm.group == group]
-        on_front = _draw_front(axes, members, palette)
         # precisions of the same cost stand side by side, not on top of each other
         shift = 7.0 * (rank - (len(groups) - 1) / 2)
         transform = offset_copy(axes.transData, figure, shift, 0, units="points")
+        on_front = _draw_front(axes, members, palette, transform)
         for index, (arm, cost) in enumerate(members):
             colour, value = palette.colour(arm), float(arm.accuracy.value or 0.0)
             ends = (arm.accuracy.low or value, arm.accuracy.high or value)
@@ -149,7 +153,7 @@ def _trade_off(
                 transform=transform,
                 zorder=4,
             )
-            labels.append(Label(arm.label, cost, value, colour, shift))
+            labels.append(Label(arm.label, cost, value, palette.text(arm), shift))
             bars.append((cost, *ends))
     if len(groups) > 1:
         _legend(axes, groups, palette)
@@ -157,29 +161,33 @@ def _trade_off(
     return figure
 
 
-def _limits(axes: Axes, points: Sequence[tuple[Arm, float]]) -> tuple[float, float]:
-    ends = [
-        end
-        for arm, _ in points
-        for end in (arm.accuracy.value, arm.accuracy.low, arm.accuracy.high)
-        if end is not None
-    ]
+def _accuracy_limits(points: Sequence[tuple[Arm, float]]) -> tuple[float, float]:
+    estimates = [arm.accuracy for arm, _ in points]
+    ends = [end for e in estimates for end in (e.value, e.low, e.high) if end is not None]
     margin = max(0.12 * (max(ends) - min(ends)), 0.1)
-    low, high = min(ends) - margin, max(ends) + margin
-    costs = [cost for _, cost in points]
-    reach = max(max(costs) - min(costs), 0.2)
-    axes.set_xlim(min(costs) - 0.2 * reach, max(costs) + 0.2 * reach)
-    axes.set_ylim(low, high)
-    return low, high
+    return min(ends) - margin, max(ends) + margin
 
 
-def _draw_untrained(axes: Axes, arms: Sequence[Arm], palette: Palette, low: float, high: float) -> None:
-    outside = []
-    for arm in arms:
-        value = float(arm.accuracy.value or 0.0)
-        if not low < value < high:
-            outside.append(f"{arm.label} {value:.2f} %")
-            continue
+def _untrained(
+    arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], inside: bool
+) -> list[tuple[Arm, float]]:
+    """Arms that cost no training, with their accuracy, inside or outside the frame of the trained ones."""
+    low, high = _accuracy_limits(points)
+    known = [(arm, arm.accuracy.value) for arm in arms if arm.role in ("float_reference", "post_training")]
+    return [(arm, v) for arm, v in known if v is not None and (low < v < high) == inside]
+
+
+def _outside(arms: Sequence[Arm], points: Sequence[tuple[Arm, float]]) -> str:
+    missing = _untrained(arms, points, inside=False) if points else []
+    if not missing:
+        return ""
+    return " Outside the frame: " + ", ".join(f"{arm.label} at {value:.2f} %" for arm, value in missing) + "."
+
+
+def _draw_untrained(
+    axes: Axes, arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], palette: Palette
+) -> None:
+    for arm, value in _untrained(arms, points, inside=True):
         axes.axhline(value, color=palette.colour(arm), linewidth=1, linestyle=(0, (1, 2)), zorder=1)
         axes.annotate(
             arm.label,
@@ -189,28 +197,30 @@ def _draw_untrained(axes: Axes, arms: Sequence[Arm], palette: Palette, low: floa
             textcoords="offset points",
             ha="right",
             fontsize=8.5,
-            color=palette.colour(arm),
-        )
-    if outside:
-        axes.text(
-            1,
-            1.02,
-            "outside the frame: " + ", ".join(outside),
-            transform=axes.transAxes,
-            ha="right",
-            va="bottom",
-            fontsize=8.5,
-            color=MUTED,
+            color=palette.text(arm),
         )
 
 
-def _draw_front(axes: Axes, members: Sequence[tuple[Arm, float]], palette: Palette) -> list[int]:
+def _draw_front(
+    axes: Axes, members: Sequence[tuple[Arm, float]], palette: Palette, transform: Transform
+) -> list[int]:
     pairs = [(cost, float(arm.accuracy.value or 0.0)) for arm, cost in members]
     front = pareto_front(pairs)
     xs, ys = [pairs[i][0] for i in front], [pairs[i][1] for i in front]
-    xs, ys = [*xs, axes.get_xlim()[1]], [*ys, ys[-1]]
+    # on to the right edge, and past it by more than any shift
+    left, right = axes.get_xlim()
+    xs, ys = [*xs, 2 * right - left], [*ys, ys[-1]]
     line = palette.lines[members[0][0].group]
-    axes.plot(xs, ys, drawstyle="steps-post", color="#b8c1c9", linewidth=1.3, linestyle=line, zorder=1)
+    axes.plot(
+        xs,
+        ys,
+        drawstyle="steps-post",
+        color="#b8c1c9",
+        linewidth=1.3,
+        linestyle=line,
+        transform=transform,
+        zorder=1,
+    )
     return front
 
 

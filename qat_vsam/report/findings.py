@@ -38,13 +38,13 @@ def find(arms: Sequence[Arm]) -> Findings:
     group = _main_group(arms)
     main = _main_arm(group)
     sam = _role(group, "sam")
-    sentences = []
+    sentences = _failed_exports(arms)
     for name in dict.fromkeys(arm.group for arm in arms):
         members = [arm for arm in arms if arm.group == name]
         sentences += [s for s in (_gain(members), *_kept(members)) if s]
     if main is not None and main.precision != FLOAT and _told(main.to_float_sam):
         sentences.append(_against_float(main))
-    sentences += _exports(arms)
+    sentences += _proven_exports(arms)
     headline = _headline(group, main, sam)
     return Findings(headline, tuple(s for s in sentences if s != headline), _tiles(main, sam))
 
@@ -112,7 +112,7 @@ def _gain(group: Sequence[Arm]) -> str:
         return f"At {where} SAM gains {numbers} over SGD ({gain.n} seeds), {_price(sam)}."
     if gain.below_zero:
         return f"SAM did harm at {where}: {numbers} against SGD, {_price(sam)}."
-    return f"SAM did not pay at {where}: {numbers} over SGD cannot be told from zero, {_price(sam)}."
+    return f"SAM did not pay at {where}: {numbers} over SGD, which cannot be told from zero, {_price(sam)}."
 
 
 def _kept(group: Sequence[Arm]) -> list[str]:
@@ -141,15 +141,19 @@ def _against_float(arm: Arm) -> str:
     )
 
 
-def _exports(arms: Sequence[Arm]) -> list[str]:
-    exports = [(arm, export) for arm in arms for export in arm.exports]
-    failed = [f"{arm.label} ({export.format})" for arm, export in exports if export.passed is False]
-    proven = sum(export.n for _, export in exports if export.passed)
-    if failed:
-        return [f"Exports that do not compute what was trained: {', '.join(failed)}."]
-    if not proven:
+def _failed_exports(arms: Sequence[Arm]) -> list[str]:
+    failed = [
+        f"{arm.label} ({export.format})" for arm in arms for export in arm.exports if export.passed is False
+    ]
+    return [f"Exports that do NOT compute what was trained: {', '.join(failed)}."] if failed else []
+
+
+def _proven_exports(arms: Sequence[Arm]) -> list[str]:
+    exports = [export for arm in arms for export in arm.exports]
+    proven = sum(export.n for export in exports if export.passed)
+    if not proven or any(export.passed is False for export in exports):
         return []
-    known = [export.agreement for _, export in exports if export.agreement is not None]
+    known = [export.agreement for export in exports if export.agreement is not None]
     least = f": argmax agreement {formats.agreement(min(known))} or more" if known else ""
     least = least.replace("100 % or more", "100 %")
     files = "The one export" if proven == 1 else f"All {proven} exports"

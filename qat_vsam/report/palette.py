@@ -71,6 +71,11 @@ class Palette:
         """The colour of an arm's method."""
         return self.colours[arm.method]
 
+    def text(self, arm: Arm) -> str:
+        """The method's colour, darkened so far that small letters read well on white."""
+        red, green, blue = (int(self.colours[arm.method][i : i + 2], 16) for i in (1, 3, 5))
+        return f"#{round(0.72 * red):02x}{round(0.72 * green):02x}{round(0.72 * blue):02x}"
+
     def marker(self, arm: Arm) -> str:
         """The marker of an arm's precision."""
         return self.markers[arm.group]

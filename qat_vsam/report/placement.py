@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox, offset_copy
 
 from qat_vsam.report.palette import MUTED
 
-# a white edge keeps a label readable where a line passes behind it
-_HALO = (withStroke(linewidth=3, foreground="white"),)
+# a white ground keeps a label readable where a line passes behind it
+_GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
 _DISTANCES = (7.0, 12.0, 20.0, 30.0, 42.0)
 _ANGLES = (0, 180, 30, 330, 150, 210, 60, 300, 120, 240, 90, 270)
 
@@ -77,7 +76,7 @@ def label_points(
             fontsize=9,
             color=label.colour,
             fontweight="bold",
-            path_effects=_HALO,
+            bbox=_GROUND,
             zorder=6,
         )
         if distance > _DISTANCES[1]:

@@ -30,7 +30,7 @@ def protocol(results: Results, arms: Sequence[Arm], command: str) -> list[tuple[
         ("Data", _join(first["data"], *images)),
         (
             "Runs",
-            f"{len(runs)} of {runs['arm'].nunique()} arms, {_spread(runs.groupby('arm').size())} seeds an arm",
+            f"{len(runs)}, in {runs['arm'].nunique()} arms of {_spread(runs.groupby('arm').size())} seeds",
         ),
     ]
     if trained["epochs"].notna().any():
@@ -107,7 +107,7 @@ def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list
         )
     if any(arm.time_source == "training" for arm in arms):
         lines.append(
-            "Times marked “from training seconds” come from the runs' own clocks, at different moments and "
+            "Time ratios marked “from training” come from the runs' own clocks, at different moments and "
             "under different load; `qat-vsam bench` measures them in turn."
         )
     if "simulated" in set(runs["target"].dropna()):

@@ -123,7 +123,7 @@ def share_kept(
     seeds = sorted(arm.keys() & sgd.keys() & sam.keys())
     n = len(seeds)
     if n < 2:
-        return Estimate(None, n=n, note="needs at least two seeds")
+        return Estimate(None, n=n, note="one seed" if n else "no seed in common")
     x = np.array([arm[seed] - sgd[seed] for seed in seeds])
     y = np.array([sam[seed] - sgd[seed] for seed in seeds])
     gain = mean_interval(y.tolist(), confidence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -70,7 +70,7 @@ def accuracy_table(arms: Sequence[Arm]) -> Table:
         )
         for arm in arms
     ]
-    return Table("Accuracy and training cost", columns, _grouped(rows))
+    return _table("Accuracy and training cost", columns, rows)
 
 
 def shipping_table(arms: Sequence[Arm]) -> Table:
@@ -109,7 +109,7 @@ def shipping_table(arms: Sequence[Arm]) -> Table:
             Cell((DASH if arm.train_seconds is None else duration(arm.train_seconds),)),
         )
         rows.append(Row(arm, cells))
-    return Table("What is shipped", columns, _grouped(rows))
+    return _table("What is shipped", columns, rows)
 
 
 def runs_frame(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
@@ -171,14 +171,18 @@ def arms_frame(arms: Sequence[Arm]) -> pd.DataFrame:
 _VERDICTS = {True: "equal", False: "DIFFERS", None: "not proven"}
 
 
-def _grouped(rows: Sequence[Row]) -> tuple[tuple[str, tuple[Row, ...]], ...]:
-    return tuple((name, tuple(members)) for name, members in groupby(rows, key=lambda row: row.arm.group))
+def _table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    """Leaves out the columns in which no arm has anything to say."""
+    kept = [i for i in range(len(columns)) if any(row.cells[i] != Cell((DASH,)) for row in rows)]
+    rows = [Row(row.arm, tuple(row.cells[i] for i in kept)) for row in rows]
+    groups = tuple((name, tuple(members)) for name, members in groupby(rows, key=lambda row: row.arm.group))
+    return Table(title, tuple(columns[i] for i in kept), groups)
 
 
 def _accuracy(estimate: Estimate) -> Cell:
     if estimate.value is None:
         return Cell((DASH,), (estimate.note,))
-    return Cell((f"{estimate.value:.2f}",), (interval(estimate, plus=False),))
+    return Cell((f"{estimate.value:.2f}",), (_interval(estimate, plus=False),))
 
 
 def _difference(estimate: Estimate | None, p_holm: float | None = None) -> Cell:
@@ -186,13 +190,15 @@ def _difference(estimate: Estimate | None, p_holm: float | None = None) -> Cell:
         return Cell((DASH,))
     if estimate.value is None:
         return Cell((DASH,), (estimate.note,))
-    small = (interval(estimate),) if p_holm is None else (interval(estimate), p_text(p_holm))
+    small = (_interval(estimate),) if p_holm is None else (_interval(estimate), p_text(p_holm))
     return Cell((signed(estimate.value),), small, _tone(estimate))
 
 
 def _share(arm: Arm) -> Cell:
-    if arm.role in ("sam", "sgd") and arm.cost is not None:
-        return Cell(("100 %" if arm.role == "sam" else "0 %",), ("by definition",))
+    if arm.role == "sam" and arm.to_sgd is not None:
+        return Cell(("100 %",), ("by definition",))
+    if arm.role == "sgd" and arm.to_sam is not None:
+        return Cell(("0 %",), ("by definition",))
     if arm.share is None:
         return Cell((DASH,))
     if arm.share.value is None:
@@ -204,6 +210,10 @@ def _share(arm: Arm) -> Cell:
     )
 
 
+def _interval(estimate: Estimate, plus: bool = True) -> str:
+    return interval(estimate, plus=plus) if estimate.low is not None else estimate.note
+
+
 def _tone(estimate: Estimate) -> str:
     return "good" if estimate.above_zero else "bad" if estimate.below_zero else ""
 
@@ -211,10 +221,8 @@ def _tone(estimate: Estimate) -> str:
 def _time(arm: Arm) -> Cell:
     if arm.time_ratio is None:
         return Cell((DASH,))
-    return Cell(
-        (f"{arm.time_ratio:.2f}",), ("from training seconds",) if arm.time_source == "training" else ()
-    )
+    return Cell((f"{arm.time_ratio:.2f}",), ("from training",) if arm.time_source == "training" else ())
 
 
-def _lines(texts: object) -> Cell:
-    return Cell(tuple(texts) or (DASH,))  # type: ignore[call-overload]
+def _lines(texts: Iterable[str]) -> Cell:
+    return Cell(tuple(texts) or (DASH,))

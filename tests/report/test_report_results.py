@@ -1,0 +1,126 @@
+"""Whatever is wrong with the input is said in one line that names the file, and the fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qat_vsam.errors import InputError
+from qat_vsam.report import build_report, load_results
+
+
+def complaint(runs: Path | list[Path], **options: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_results(runs, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "; expected " in text
+    return text
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert "without any result.json" in complaint(tmp_path)
+    with pytest.raises(InputError, match="without any result"):
+        build_report(tmp_path, tmp_path / "out", title="nothing")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert "nowhere" in complaint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "no JSON at line 1"),
+        ('{"schema": 1, "name": ', "no JSON at line 1"),
+        ("[]", "result.json"),
+        ('{"schema": 2}', "schema: got 2"),
+        ("\x00\x01", "no JSON"),
+    ],
+)
+def test_a_broken_result_names_its_file(make_run: Callable[..., Path], text: str, named: str) -> None:
+    folder = make_run("w4a4", "sgd", 0)
+    (folder / "result.json").write_text(text, encoding="utf-8")
+    message = complaint(folder)
+    assert str(folder / "result.json") in message
+    assert named in message
+
+
+def test_bytes_that_are_no_text_are_refused(make_run: Callable[..., Path]) -> None:
+    folder = make_run("w4a4", "sgd", 0)
+    (folder / "result.json").write_bytes(b"\xff\xfe\x00")
+    assert "result.json" in complaint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"accuracy": {"test": 97.3}}, "accuracy.test: got 97.3"),
+        ({"accuracy": {"test": float("nan")}}, "accuracy.test: got nan"),
+        ({"accuracy": {"test": None}}, "accuracy.test: got None"),
+        ({"kind": "guessed"}, "kind: got 'guessed'"),
+        ({"seed": "one"}, "seed: got 'one'"),
+        ({"cost": {"train_seconds": -1}}, "cost.train_seconds: got -1"),
+    ],
+)
+def test_an_impossible_value_names_its_key(
+    make_run: Callable[..., Path], changes: dict[str, object], named: str
+) -> None:
+    folder = make_run("w4a4", "sgd", 0)
+    content = json.loads((folder / "result.json").read_text())
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    (folder / "result.json").write_text(json.dumps(content))
+    assert named in complaint(folder)
+
+
+def test_a_missing_key_is_named(make_run: Callable[..., Path]) -> None:
+    folder = make_run("w4a4", "sgd", 0)
+    content = json.loads((folder / "result.json").read_text())
+    del content["accuracy"]["test"]
+    (folder / "result.json").write_text(json.dumps(content))
+    assert "accuracy.test: got nothing" in complaint(folder)
+
+
+def test_a_broken_metrics_line_is_named_by_its_number(make_run: Callable[..., Path]) -> None:
+    folder = make_run("w4a4", "sgd", 0)
+    (folder / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 0}\n{"kind": "ep')
+    assert "metrics.jsonl, line 2" in complaint(folder)
+
+
+def test_a_broken_bench_is_named(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text('{"rows": [{"median_ms": 3}]}')
+    assert "rows.0.arm: got nothing" in complaint(make_run("w4a4", "sgd", 0), bench=tmp_path / "bench.json")
+
+
+def test_one_seed_twice_and_two_models_are_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    first = make_run("w4a4", "sgd", 0)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "result.json").write_text((first / "result.json").read_text())
+    assert "one run per arm and seed" in complaint([first, copy])
+    other = make_run("w4a4", "sam", 0, model={"name": "resnet18"})
+    assert "model: got digits_cnn, resnet18" in complaint([first, other])
+
+
+def test_the_same_folder_given_twice_counts_once(make_run: Callable[..., Path]) -> None:
+    folder = make_run("w4a4", "sgd", 0)
+    assert len(load_results([folder, folder, folder / "result.json"]).runs) == 1
+
+
+def test_unfinished_runs_are_listed_and_not_counted(make_run: Callable[..., Path]) -> None:
+    root = make_run("w4a4", "sgd", 0).parent.parent
+    (root / "w4a4-sgd" / "seed-1").mkdir()
+    results = load_results(root)
+    assert (len(results.runs), results.unfinished) == (1, ("w4a4-sgd/seed-1",))
+
+
+def test_unknown_keys_and_missing_curves_are_no_obstacle(make_run: Callable[..., Path]) -> None:
+    folder = make_run("w4a4", "sgd", 0, future="field")
+    (folder / "metrics.jsonl").unlink()
+    results = load_results(folder)
+    assert results.steps.empty
+    assert results.epochs.empty
