@@ -22,6 +22,7 @@ from qat_vsam.optim import SAM, VSAM, SplitSGD
 from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare, set_compiled
 
 EVALUATION_BATCH = 500
+WARMUP_EPOCHS = 3  # of plain SAM, as in the published recipe of vSAM
 
 _BASES: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 _FAMILY: dict[str, type[Optimizer]] = {"sam": SAM, "vsam": VSAM, "split_sgd": SplitSGD}
@@ -148,8 +149,12 @@ def normalisation(recipe: Recipe) -> tuple[list[float], list[float]]:
     return list(recipe.model.mean or info.mean), list(recipe.model.std or info.std)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, total_steps: int) -> Optimizer:
-    """The optimizer over the model's groups by role."""
+def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> Optimizer:
+    """The optimizer over the model's groups by role.
+
+    What an option of VSAM takes from the run where the recipe leaves it open: its length, its seed, and for the
+    published schedule a warm-up of three epochs.
+    """
     section = recipe.optimizer
     groups = param_groups(model, weight_decay=section.weight_decay)
     for group in groups:
@@ -163,8 +168,10 @@ def build_optimizer(recipe: Recipe, model: nn.Module, total_steps: int) -> Optim
         return base(groups, **options)
     member = _FAMILY[section.name]
     options |= section.options
-    if "total_steps" in inspect.signature(member).parameters:
-        options.setdefault("total_steps", total_steps)
+    if member is VSAM:
+        options.setdefault("total_steps", steps_per_epoch * recipe.train.epochs)
+        options.setdefault("warmup_steps", WARMUP_EPOCHS * steps_per_epoch)
+        options.setdefault("seed", recipe.seed)
     return member(groups, base, model=model, **options)
 
 
@@ -200,7 +207,7 @@ def _check_optimizer_options(section: OptimizerSection) -> None:
     if section.name == "sgd":
         known: list[str] = []
     else:
-        reserved = {"self", "params", "base_optimizer", "model"}
+        reserved = {"self", "params", "base_optimizer", "model", "uniform"}
         parameters = inspect.signature(_FAMILY[section.name]).parameters.values()
         known = [p.name for p in parameters if p.name not in reserved and p.kind is not p.VAR_KEYWORD]
     fields = [name for name in OptimizerSection.model_fields if name != "name"]

@@ -68,8 +68,7 @@ def _workload(recipe: Recipe, section: BenchSection, data_root: Path | None) -> 
     if recipe.quant is not None:
         assemble.quantize_model(recipe, model, loaders.calibration)
     model.train()
-    steps_in_run = recipe.train.epochs * len(loaders.train)
-    optimizer = assemble.build_optimizer(recipe, model, steps_in_run)
+    optimizer = assemble.build_optimizer(recipe, model, len(loaders.train))
     loss = assemble.loss_function(recipe)
     batches = list(islice(_endless(loaders), section.steps))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
-from qat_vsam.train import CostLedger, RunFolder, fit, write_atomic
+from qat_vsam.train import CostLedger, RunFolder, describe_environment, fit, write_atomic
 
 EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors"}
 PROOF_INPUTS = 1000
@@ -135,7 +134,7 @@ def run_recipe(
             "epochs": recipe.train.epochs,
             "command": f"qat-vsam train {run.path / 'recipe.yaml'}",
             "recipe_sha256": fingerprint(recipe),
-            "versions": {name: version(name) for name in ("torch", "onnxruntime", "qat-vsam")},
+            "versions": describe_environment(torch.device(recipe.device))["versions"],
         }
         run.write_result(result)
         return result
@@ -228,7 +227,7 @@ def _train(
     if recipe.train.epochs == 0:
         return None
     total_steps = recipe.train.epochs * len(loaders.train)
-    optimizer = assemble.build_optimizer(recipe, model, total_steps)
+    optimizer = assemble.build_optimizer(recipe, model, len(loaders.train))
     with torch.random.fork_rng():
         # dropout and the like draw from torch's generator; checkpoints keep its state
         torch.manual_seed(recipe.seed)
