@@ -1,4 +1,4 @@
-"""Intervals, shares and corrections agree with other computations, and claim nothing that was not measured."""
+"""Intervals, shares and corrections agree with other computations, and claim only what was measured."""
 
 from __future__ import annotations
 
