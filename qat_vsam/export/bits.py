@@ -1,7 +1,7 @@
 """Integer codes as a dense stream of bits: n codes of b bits take ceil(n b / 8) bytes.
 
     u_i      = (code_i - lowest) / stride          an unsigned number of b bits
-    stream   = u_0 | u_1 << b | u_2 << 2b | ...    cut into bytes, lowest bit first; the last byte is padded with zeros
+    stream   = u_0 | u_1 << b | u_2 << 2b | ...    cut into bytes, lowest bit first; zeros at the end
 
 One-bit weights are {-1, +1}, so their stride is 2; every other grid has stride 1.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError, explain
+from qat_vsam.errors import CheckpointError, InputError, explain
 
 
 def packed_length(count: int, bits: int) -> int:
@@ -29,7 +29,7 @@ def pack_codes(codes: Tensor, bits: int, lowest: int, stride: int = 1) -> Tensor
     """Pack integer codes, without a gap between them.
 
     Args:
-        codes: integers lowest, lowest + stride, ..., lowest + stride (2^bits - 1); any shape, read in row-major order.
+        codes: integers lowest, lowest + stride, ..., lowest + stride (2^bits - 1); any shape, row by row.
         bits: width of a code, 1..8.
         lowest: the code that is stored as zero.
         stride: distance between neighbouring codes.
@@ -45,14 +45,18 @@ def pack_codes(codes: Tensor, bits: int, lowest: int, stride: int = 1) -> Tensor
         [240, 8]
     """
     if not 1 <= bits <= 8:
-        raise InputError(explain("bits", bits, "an integer in 1..8", "choose a width that the packed file can hold"))
+        raise InputError(
+            explain("bits", bits, "an integer in 1..8", "choose a width that the packed file can hold")
+        )
     offsets = codes.detach().cpu().flatten().numpy().astype(np.int64) - lowest
     values = offsets // stride
     if offsets.size and (values.min() < 0 or values.max() >= 1 << bits or (offsets % stride).any()):
         got = f"codes in {codes.min().item()}..{codes.max().item()}"
         highest = lowest + stride * ((1 << bits) - 1)
         raise InputError(
-            explain("codes", got, f"{lowest}..{highest} in steps of {stride}", "pack with the quantizer's range")
+            explain(
+                "codes", got, f"{lowest}..{highest} in steps of {stride}", "pack with the quantizer's range"
+            )
         )
     planes = (values[:, None] >> np.arange(bits)) & 1  # (n, bits)
     return torch.from_numpy(np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little"))
@@ -80,12 +84,19 @@ def unpack_codes(packed: Tensor, count: int, bits: int, lowest: int, stride: int
     if packed.dtype != torch.uint8 or packed.numel() != expected:
         got = f"{packed.numel()} x {packed.dtype}"
         raise CheckpointError(
-            explain("packed codes", got, f"{expected} x torch.uint8", "export the model again, the file is broken")
+            explain(
+                "packed codes", got, f"{expected} x torch.uint8", "export the model again, the file is broken"
+            )
         )
     stream = np.unpackbits(packed.cpu().flatten().numpy(), bitorder="little")
     if stream[count * bits :].any():
         raise CheckpointError(
-            explain("packed codes", "bits behind the last code", "zeros", "export the model again, the file is broken")
+            explain(
+                "packed codes",
+                "bits behind the last code",
+                "zeros",
+                "export the model again, the file is broken",
+            )
         )
     planes = stream[: count * bits].reshape(count, bits).astype(np.int16)
     values = (planes << np.arange(bits, dtype=np.int16)).sum(axis=1, dtype=np.int16)

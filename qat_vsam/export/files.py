@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError, explain
+from qat_vsam.errors import CheckpointError, explain
 
 
 def sha256(data: bytes) -> str:
@@ -33,8 +33,8 @@ def read_bytes(path: Path) -> bytes:
 def staged(path: Path) -> Iterator[Path]:
     """A temporary place in the folder of `path`; removed at the end, whatever happened.
 
-    The block writes there and calls `commit`. A failure of the disk inside the block (full, read-only, no such
-    folder) becomes one clear error, and nothing is left behind.
+    The block writes there and calls `commit`. A failure of the disk inside the block (full, read-only, no
+    such folder) becomes one clear error, and nothing is left behind.
 
     Raises:
         CheckpointError: the file cannot be written.

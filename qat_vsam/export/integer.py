@@ -1,0 +1,254 @@
+"""The integer model: every quantized layer multiplies integer codes and scales once, at the end.
+
+    a   = round(clip(x / s_x, Qn, Qp))                 activation codes, one step size a tensor
+    acc = sum_k w_k a_k                                integers, accumulated without rounding
+    y   = acc * (s_x s_w) + bias                       one scale s_w for each output channel
+
+The fake-quantized layer computes sum_k (s_w w_k)(s_x a_k) + bias: the same number but for float rounding.
+Integers are held in floating point tensors, because that is where PyTorch has fast convolutions on every
+device. That is exact as long as no partial sum leaves the 24 bits of a float32; where sum_k |w_k| max|a|
+could, the layer accumulates in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from qat_vsam.errors import InputError, explain
+from qat_vsam.quant import QuantConv2d, Quantizer, QuantLinear, quant_layers
+from qat_vsam.quant.functional import quantize, sign_codes
+
+_FLOAT32_EXACT = 2**24
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The codes of one quantizer: lowest, lowest + stride, ..., highest, of `bits` bits each."""
+
+    bits: int
+    lowest: int
+    highest: int
+    stride: int = 1
+
+    @classmethod
+    def of(cls, quantizer: Quantizer) -> Grid:
+        """The grid of a quantizer; the one-bit grid {-1, +1} is the only one that has no zero."""
+        lowest, highest = int(quantizer.q_min), int(quantizer.q_max)
+        return cls(
+            quantizer.bits, lowest, highest, 2 if (lowest, highest, quantizer.bits) == (-1, 1, 1) else 1
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain numbers for a file."""
+        return asdict(self)
+
+    @property
+    def largest(self) -> int:
+        """The largest absolute code."""
+        return max(abs(self.lowest), abs(self.highest))
+
+    @property
+    def carrier(self) -> torch.dtype:
+        """The 8-bit type that holds every code."""
+        return torch.int8 if self.highest <= 127 else torch.uint8
+
+
+class IntegerLayer(nn.Module):
+    """A convolution or linear layer on integer codes; see the head of this module for the maths.
+
+    Args:
+        weight_codes: integers, shape of the weight, output channels first.
+        weight_scale: shape (output channels,).
+        weight_grid: where `weight_codes` come from.
+        bias: shape (output channels,), or None.
+        activation_scale: shape (), or None where only the weights are quantized.
+        activation_grid: given together with `activation_scale`.
+    """
+
+    weight_codes: Tensor
+    weight_scale: Tensor
+    activation_scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight_codes: Tensor,
+        weight_scale: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        activation_scale: Tensor | None = None,
+        activation_grid: Grid | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight_grid = weight_grid
+        self.activation_grid = activation_grid
+        self.register_buffer("weight_codes", weight_codes.to(weight_grid.carrier))
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("activation_scale", activation_scale)
+        self.register_buffer("bias", bias)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The linear operation itself, in whatever number format its arguments have."""
+        raise NotImplementedError
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """Shape (output channels,) brought to the shape that broadcasts over an output."""
+        raise NotImplementedError
+
+    def activation_codes(self, x: Tensor) -> Tensor:
+        """The integer codes of an input, int8 or uint8; the input itself in a weight-only layer."""
+        if self.activation_scale is None or self.activation_grid is None:
+            return x
+        if self.activation_grid.stride == 2:
+            return sign_codes(x)
+        return quantize(x, self.activation_scale, self.activation_grid.lowest, self.activation_grid.highest)
+
+    def accumulator(self) -> torch.dtype:
+        """float32 where every partial sum of codes is exact in it, else float64."""
+        if self.activation_grid is None:
+            return self.weight_scale.dtype
+        reach = (
+            self.weight_codes.flatten(1).double().abs().sum(dim=1).max().item() * self.activation_grid.largest
+        )
+        return torch.float32 if reach < _FLOAT32_EXACT else torch.float64
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.accumulator()
+        sums = self.operate(self.activation_codes(x).to(dtype), self.weight_codes.to(dtype), None).to(x.dtype)
+        scale = (
+            self.weight_scale if self.activation_scale is None else self.weight_scale * self.activation_scale
+        )
+        y = sums * self.per_channel(scale)
+        return y if self.bias is None else y + self.per_channel(self.bias)
+
+    def extra_repr(self) -> str:
+        activation = "float" if self.activation_grid is None else f"{self.activation_grid.bits} bits"
+        shape = tuple(self.weight_codes.shape)
+        return f"{shape}, weights {self.weight_grid.bits} bits, activations {activation}"
+
+
+class IntegerConv2d(IntegerLayer):
+    """`IntegerLayer` as a 2-d convolution: input (N, C, H, W), output (N, O, H', W')."""
+
+    def __init__(self, geometry: nn.Conv2d, *codes: Any) -> None:
+        super().__init__(*codes)
+        self.stride = geometry.stride
+        self.dilation = geometry.dilation
+        self.groups = geometry.groups
+        self.padding_mode = geometry.padding_mode
+        self.padding = geometry.padding if geometry.padding_mode == "zeros" else 0
+        self._border = list(geometry._reversed_padding_repeated_twice)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._border, mode=self.padding_mode)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, 1, 1)
+
+
+class IntegerLinear(IntegerLayer):
+    """`IntegerLayer` as a linear map: input (..., I), output (..., O)."""
+
+    def __init__(self, geometry: nn.Linear, *codes: Any) -> None:
+        super().__init__(*codes)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        return values
+
+
+def integer_layer(geometry: nn.Conv2d | nn.Linear, *codes: Any) -> IntegerLayer:
+    """An `IntegerLayer` in the place of a layer: its stride, padding and so on, with the given codes."""
+    return (IntegerConv2d if isinstance(geometry, nn.Conv2d) else IntegerLinear)(geometry, *codes)
+
+
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Put other modules in the place of some, wherever they are registered; in place, but for the root."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(model, model)
+
+
+def integer_model(model: nn.Module) -> nn.Module:
+    """A copy of a fake-quantized model whose quantized layers compute on integer codes.
+
+    Everything else (batch norms, additions, pooling, layers kept in float) stays as it is. The copy is in
+    evaluation mode and has no gradient; the model itself is not touched.
+
+    Args:
+        model: prepared and calibrated; a float model gives a plain copy.
+
+    Raises:
+        InputError: a layer cannot be written as integers: quantizers partly off, a pending `weight_offset`.
+
+    Example:
+        >>> import qat_vsam as qv
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x = torch.randn(16, 4)
+        >>> summary = qv.prepare(model, qv.QuantSpec.preset("w4a4"))
+        >>> qv.calibrate(model, [x])
+        >>> torch.allclose(integer_model(model)(x), model.eval()(x), atol=1e-5)
+        True
+    """
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    replacements = {layer: _from_quantized(name, layer) for name, layer in list(quant_layers(copied))}
+    return replace_modules(copied, replacements)
+
+
+def _from_quantized(name: str, layer: QuantConv2d | QuantLinear) -> nn.Module:
+    activation = layer.input_quantizer
+    if activation is not None and not activation.enabled:
+        activation = None
+    if layer.weight_offset is not None:
+        raise InputError(
+            explain(
+                f"{name}.weight_offset",
+                "a tensor",
+                "None",
+                "export between optimizer steps, not inside one",
+            )
+        )
+    if not layer.weight_quantizer.enabled:
+        if activation is None:
+            return layer.to_float()
+        raise InputError(
+            explain(
+                f"{name}.weight_quantizer",
+                "switched off beside an active input quantizer",
+                "both on or both off",
+                "call set_quantizers_enabled(model, True) before the export",
+            )
+        )
+    layer.quantized_weight()  # a min-max scale follows the weight when the quantizer runs
+    scale = layer.weight_quantizer.scale().detach().reshape(-1)
+    codes = (
+        layer.weight_codes().detach(),
+        scale.expand(layer.weight.shape[0]).clone(),
+        Grid.of(layer.weight_quantizer),
+        None if layer.bias is None else layer.bias.detach().clone(),
+    )
+    if activation is None:
+        return integer_layer(layer, *codes)
+    activation_scale = activation.scale().detach()
+    if activation_scale.numel() != 1:
+        raise InputError(
+            explain(
+                f"{name}.input_quantizer",
+                f"{activation_scale.numel()} step sizes",
+                "one for the whole tensor, so that the sum of products has one scale",
+                'use granularity="per_tensor" for activations',
+            )
+        )
+    return integer_layer(layer, *codes, activation_scale.reshape(()).clone(), Grid.of(activation))
