@@ -9,7 +9,7 @@ from qat_vsam.data.dataset import Rows, class_balanced_order, rows_in_memory
 CLASSES = tuple("0123456789")
 TRAIN_SIZE = 300
 VALIDATION_SIZE = 500
-_TEST_SIZE = 1797 - TRAIN_SIZE - VALIDATION_SIZE
+_REST_SIZE = TRAIN_SIZE + VALIDATION_SIZE
 
 
 def digits_rows() -> tuple[Rows, Rows]:
@@ -31,5 +31,6 @@ def digits_rows() -> tuple[Rows, Rows]:
     )  # (1797, 1, 8, 8)
     labels = torch.from_numpy(source.target).to(torch.int64)
     order = class_balanced_order(labels, seed=0)
-    test, rest = order[:_TEST_SIZE].sort().values, order[_TEST_SIZE:].sort().values
+    # the head of the order is where the classes are equally many
+    rest, test = order[:_REST_SIZE].sort().values, order[_REST_SIZE:].sort().values
     return rows_in_memory(images[rest], labels[rest]), rows_in_memory(images[test], labels[test])

@@ -8,6 +8,7 @@ at all.
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,21 +107,22 @@ def _load_without_code(path: Path) -> object:
             # torch stores its records uncompressed; one that claims to unpack to more is a bomb
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
                 raise ValueError("an archive whose records unpack to more than the file")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        # on unusual pickle protocols and archives, which load or are refused all the same
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:
     """One line on why a file cannot be read: the forbidden instruction where there is one."""
     message = str(error)
-    forbidden = re.search(r"GLOBAL ([\w.]+)|find class ([\w.]+)|[Bb]locked? ([\w.]+)", message)
+    forbidden = re.search(r"GLOBAL ([\w.]+)", message)
     if forbidden:
-        name = next(group for group in forbidden.groups() if group)
-        return f"a pickle that asks to run {name}, refused"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # torch puts its own advice around the cause, which follows the words "WeightsUnpickler error:"
-    cause = next((line for line in lines if "WeightsUnpickler error:" in line), lines[0] if lines else "")
-    cause = cause.rpartition("WeightsUnpickler error:")[2].strip()
-    return f"an unreadable file ({type(error).__name__}: {cause[:200]})"
+        return f"a pickle that calls {forbidden[1]}, refused"
+    # torch puts the cause behind these words, and around it advice to load the file unsafely
+    cause = message.rpartition("WeightsUnpickler error:")[2].partition(". In PyTorch")[0].strip()
+    first_line = cause.splitlines()[0].strip()[:200] if cause else "it ends early"
+    return f"an unreadable file ({type(error).__name__}: {first_line})"
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

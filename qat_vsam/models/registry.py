@@ -91,6 +91,8 @@ def build_model(
     with _random_weights(seed):
         try:
             model = builder(**options)
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
             raise InputError(
                 explain(
@@ -153,9 +155,23 @@ def _find_builder(name: str) -> Callable[..., nn.Module]:
         # classification only: the builders of detection models download a backbone unless told otherwise
         names = torchvision.models.list_models(module=torchvision.models)
         if torchvision_name in names:
-            return partial(torchvision.models.get_model, torchvision_name, weights=None)
+            return partial(_build_torchvision, torchvision_name)
         known = [f"torchvision:{each}" for each in names]
     raise InputError(explain("model", repr(name), "a known model", did_you_mean(name, known)))
+
+
+def _build_torchvision(name: str, **options: Any) -> nn.Module:
+    for option in ("weights", "weights_backbone", "pretrained"):
+        if option in options:
+            raise InputError(
+                explain(
+                    f"model torchvision:{name}.{option}",
+                    repr(options[option]),
+                    "an architecture without weights, since nothing is downloaded here",
+                    "fetch the file yourself and give it as checkpoint",
+                )
+            )
+    return torchvision.models.get_model(name, weights=None, **options)
 
 
 @contextmanager
