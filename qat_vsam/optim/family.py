@@ -180,7 +180,7 @@ class VSAM(SharpnessAware):
         window: int = 50,
         blocks: int = 5,
         cap: float = 0.8,
-        gains: tuple[float, float] = (0.13, 0.13),
+        gains: Sequence[float] = (0.13, 0.13),
         norm_tensors: int = 10,
         bias: str = "relative",
         seed: int = 0,

@@ -32,6 +32,7 @@ class PSF:
         ConfigError: gamma outside [0, 1] or a negative lifetime.
 
     Example:
+        >>> import torch
         >>> psf, weight = PSF(gamma=0.5), torch.zeros(1)
         >>> psf.keep({}, {weight: torch.ones(1)})
         >>> psf.weight(), psf.grow_older(), psf.weight()

@@ -93,7 +93,7 @@ class VarianceSchedule(Schedule):
         window: int = 50,
         blocks: int = 5,
         cap: float = 0.8,
-        gains: tuple[float, float] = (0.13, 0.13),
+        gains: Sequence[float] = (0.13, 0.13),
         norm_tensors: int = 10,
         bias: str = "relative",
         initial_payments: float = 1.0,
@@ -112,6 +112,8 @@ class VarianceSchedule(Schedule):
         if not 1 <= initial_payments <= int(cap * window):
             rule = f"steps in [1, {int(cap * window)}]"
             raise ConfigError(explain("initial_payments", initial_payments, rule, "use 1"))
+        if len(gains) != 2:
+            raise ConfigError(explain("gains", gains, "two numbers, a and b", "use gains=(0.13, 0.13)"))
         if norm_tensors < 1:
             raise ConfigError(explain("norm_tensors", norm_tensors, "at least one tensor", "use 10"))
         if bias not in BIASES:
@@ -122,7 +124,7 @@ class VarianceSchedule(Schedule):
         self.window = window
         self.blocks = blocks
         self.cap = int(cap * window)
-        self.gains = gains
+        self.gains = tuple(gains)
         self.norm_tensors = norm_tensors
         self.bias = bias
         self._uniform = uniform
@@ -191,7 +193,7 @@ class VarianceSchedule(Schedule):
     def _mean_change(self, entries: Sequence[float]) -> float:
         pairs = [(x, y) for x, y in itertools.pairwise(entries) if x > 0 and y > 0]
         if self.bias == "log":
-            changes = [math.log(y / x) for x, y in pairs]
+            changes = [math.log(y) - math.log(x) for x, y in pairs]
         else:
             changes = [(y - x) / x for x, y in pairs]
         mean = sum(changes) / len(changes) if changes else 0.0
@@ -200,4 +202,4 @@ class VarianceSchedule(Schedule):
 
 def _variance(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return sum((value - mean) * (value - mean) for value in values) / (len(values) - 1)

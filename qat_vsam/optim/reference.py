@@ -1,0 +1,244 @@
+r"""Slow twins of the optimizers, in the papers' letters: loops over tensors, Python numbers, nothing clever.
+
+The fast ones are tested to equal these. A twin is handed `gradient(w, rows)`, the gradients of the loss at
+the weights `w` (a list of tensors) on a slice of the batch, and changes `w` in place by SGD with momentum and
+weight decay.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from fractions import Fraction
+
+from torch import Tensor
+
+Tensors = list[Tensor]
+Gradient = Callable[[Tensors, slice], Tensors]
+ALL = slice(None)
+
+
+def norm(x: Tensors) -> float:
+    """L2 norm of all tensors together.
+
+    Example:
+        >>> import torch
+        >>> norm([torch.tensor([3.0]), torch.tensor([4.0])])
+        5.0
+    """
+    return math.sqrt(sum(float((t**2).sum()) for t in x))
+
+
+def perturbed(w: Tensors, g: Tensors, rho: float) -> Tensors:
+    """w + e with e = rho g / (|g| + 1e-12)."""
+    size = norm(g) + 1e-12
+    return [wi + rho * gi / size for wi, gi in zip(w, g, strict=True)]
+
+
+def plus(a: float, x: Tensors, b: float, y: Tensors) -> Tensors:
+    """a x + b y."""
+    return [a * xi + b * yi for xi, yi in zip(x, y, strict=True)]
+
+
+class ReferenceSAM:
+    """SAM with SGD as base. Reference: arXiv 2010.01412.
+
+    Args:
+        w: The weights, changed in place.
+        gradient: The gradients of the loss at given weights on given rows.
+        rho, lr, momentum, weight_decay: As usual.
+    """
+
+    def __init__(
+        self,
+        w: Tensors,
+        gradient: Gradient,
+        *,
+        rho: float = 0.05,
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.w = w
+        self.gradient = gradient
+        self.rho = rho
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.velocity: Tensors | None = None
+
+    def step(self) -> None:
+        """g; e; g_s at w + e; w <- w - lr g_s."""
+        g = self.gradient(self.w, ALL)
+        g_s = self.gradient(perturbed(self.w, g, self.rho), ALL)
+        self.descend(g_s)
+
+    def descend(self, d: Tensors) -> None:
+        """SGD's step along d."""
+        d = plus(1, d, self.weight_decay, self.w)
+        self.velocity = d if self.velocity is None else plus(self.momentum, self.velocity, 1, d)
+        for wi, vi in zip(self.w, self.velocity, strict=True):
+            wi -= self.lr * vi
+
+
+class ReferenceBudget(ReferenceSAM):
+    """A second gradient on part of the batch, as often as a budget allows, with reuse of h.
+
+    Args:
+        w, gradient, rho, lr, momentum, weight_decay: As for `ReferenceSAM`.
+        budget: Mean gradients a step, as an exact fraction.
+        q: Share of the part, as an exact fraction.
+        batch_size: Rows of the batch.
+        gamma: Decay of h; 0: no reuse.
+        ascend_only: Ascend along the part and take the whole batch's gradient there; no h.
+    """
+
+    def __init__(
+        self,
+        w: Tensors,
+        gradient: Gradient,
+        *,
+        budget: Fraction = Fraction(5, 4),
+        q: Fraction = Fraction(1, 2),
+        batch_size: int,
+        gamma: float = 0.7,
+        ascend_only: bool = False,
+        rho: float = 0.05,
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(w, gradient, rho=rho, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.budget = budget
+        self.rows = math.floor(q * batch_size)
+        self.q = Fraction(self.rows, batch_size)
+        self.gamma = gamma
+        self.ascend_only = ascend_only
+        self.credit = Fraction(0)
+        self.h: Tensors | None = None
+        self.i = 0
+        self.cost = Fraction(0)
+
+    def step(self) -> None:
+        """Pay if the credit covers it; else reuse h while it is at most 6 steps old; else plain."""
+        self.credit += self.budget - 1
+        self.cost += 1
+        if self.credit < self.q:
+            g = self.gradient(self.w, ALL)
+            self.i += 1
+            if self.h is not None and self.i <= 6:
+                g = plus(1, g, self.gamma**self.i, self.h)
+            self.descend(g)
+            return
+        self.credit -= self.q
+        self.cost += self.q
+        part, rest, q = slice(0, self.rows), slice(self.rows, None), float(self.q)
+        g_A = self.gradient(self.w, part)
+        there = perturbed(self.w, g_A, self.rho)
+        if self.ascend_only:
+            self.descend(self.gradient(there, ALL))
+            return
+        h = plus(1, self.gradient(there, part), -1, g_A)
+        g_B = self.gradient(self.w, rest)
+        self.descend(plus(1, plus(q, g_A, 1 - q, g_B), 1, h))
+        self.h, self.i = h, 0
+
+
+class ReferenceVSAM(ReferenceSAM):
+    """The published vSAM. Reference: arXiv 2403.08821 and the code its authors published.
+
+    Differs from that code where it fails: the decay of h is counted in integers, relative changes are taken
+    over measured entries, and the uniform numbers are handed in.
+
+    Args:
+        w, gradient, rho, lr, momentum, weight_decay: As for `ReferenceSAM`.
+        warmup: Steps of plain SAM.
+        uniform: The uniform number of step 0, 1, 2, ...
+        K, cap, a, b, N, gamma: As in the paper.
+    """
+
+    def __init__(
+        self,
+        w: Tensors,
+        gradient: Gradient,
+        *,
+        warmup: int,
+        uniform: Callable[[int], float],
+        K: int = 50,
+        cap: float = 0.8,
+        a: float = 0.13,
+        b: float = 0.13,
+        N: int = 10,
+        gamma: float = 0.7,
+        rho: float = 0.05,
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(w, gradient, rho=rho, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.warmup = warmup
+        self.uniform = uniform
+        self.K, self.cap, self.a, self.b, self.N, self.gamma = K, cap, a, b, N, gamma
+        self.S = [0.0] * K
+        self.R: list[float] = []
+        self.V: list[float] = []
+        self.h: Tensors | None = None
+        self.i = 0
+        self.n = 0
+        self.s = 1.0
+        self.p = 0.5
+        self.f = 1
+        self.t = 0
+        self.decisions: list[bool] = []
+
+    def step(self) -> None:
+        """One step; whether it was a SAM step is appended to `decisions`."""
+        if self.t < self.warmup:
+            self.sam_step()
+            self.n = 1
+            self.decisions.append(True)
+        else:
+            if self.f % self.K == 0:
+                dR, dV = mean_relative_change(self.R), mean_relative_change(self.V)
+                self.s = min(max(self.s * (1 + self.a * dR + self.b * dV), 1.0), int(self.cap * self.K))
+                self.p = self.s / self.K
+                self.n = 0
+            at_random = self.n < int(self.s) and self.uniform(self.t) >= 1 - self.p
+            sam = at_random or self.K - self.f % self.K <= int(self.s) - self.n
+            if sam:
+                self.sam_step()
+            else:
+                self.sgd_step()
+            self.decisions.append(sam)
+            self.f += 1
+        self.t += 1
+
+    def sam_step(self) -> None:
+        """A step with g_s, and what is measured at it."""
+        g = self.gradient(self.w, ALL)
+        g_s = self.gradient(perturbed(self.w, g, self.rho), ALL)
+        self.h, self.i = plus(1, g_s, -1, g), 0
+        self.n += 1
+        H, G = norm(self.h[-self.N :]), norm(g[-self.N :])
+        self.S = [*self.S, H][-self.K :]
+        self.R = [*self.R, H / G][-self.K :]
+        blocks, size = sorted(self.S), self.K // 5
+        v = sum(statistics.variance(blocks[k * size : (k + 1) * size]) for k in range(5)) / 5
+        self.V = [*self.V, v][-self.K :]
+        self.descend(g_s)
+
+    def sgd_step(self) -> None:
+        """A step with g, or g + gamma^i h while i <= 6."""
+        g = self.gradient(self.w, ALL)
+        self.i += 1
+        if self.h is not None and self.i <= 6:
+            g = plus(1, g, self.gamma**self.i, self.h)
+        self.descend(g)
+
+
+def mean_relative_change(x: list[float]) -> float:
+    """Mean of (x[k+1] - x[k]) / x[k], clipped to [-1, 1]; 0 with fewer than two entries."""
+    changes = [(after - before) / before for before, after in itertools.pairwise(x)]
+    return min(max(sum(changes) / len(changes), -1.0), 1.0) if changes else 0.0
