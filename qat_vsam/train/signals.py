@@ -34,9 +34,9 @@ class Interrupted(KeyboardInterrupt):
 class StopSignals:
     """Notes the first SIGINT or SIGTERM while the block runs.
 
-    The first signal puts the handlers back that were there before, so the second one acts as if this class
-    were not there: SIGINT raises `KeyboardInterrupt` wherever the program is. Python delivers signals to the
-    main thread only; in another thread the block does nothing.
+    After the first signal a second SIGINT raises `KeyboardInterrupt` wherever the program is, and a second
+    SIGTERM ends the process. Leaving the block puts back the handlers that were there before. Python delivers
+    signals to the main thread only; in another thread the block does nothing.
 
     Example:
         >>> import os
@@ -59,14 +59,13 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for signum, handler in self._before.items():
+            # None stands for a handler that was not installed from Python and cannot be put back
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            signum, handler = self._before.popitem()
-            # None stands for a handler that was not installed from Python and cannot be put back
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        # the handlers from before are no use here: a background job begins with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

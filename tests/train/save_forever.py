@@ -22,7 +22,7 @@ def save_forever(folder: CheckpointFolder, saved: int) -> None:
     step = 0
     while True:
         step += 1
-        folder.save(0, step, {"step": step, "weight": torch.full((20_000,), float(step))})
+        folder.save(0, step, {"step": step, "weight": torch.full((200_000,), float(step))})
         os.write(saved, b".")
 
 

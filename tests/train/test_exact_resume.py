@@ -38,7 +38,7 @@ def undisturbed(digits_run, tmp_path_factory):
 
 @pytest.fixture
 def stop_process_at(start_script, steps_logged):
-    """Send a signal to a run's process once its log shows a step; gives code (0: it was faster) and errors."""
+    """Send a signal to a run once its log shows a step; gives its exit code (0: it was faster) and errors."""
 
     def stop(signum, step, folder, optimizer, amp=None, quantized=False):
         process = start_script(
@@ -103,6 +103,12 @@ def test_a_signal_writes_a_checkpoint_after_the_step_under_way(
     assert stopped.value.exit_code == code
     assert digits_run.train(tmp_path, epochs=3).resumed_from == step
     assert_same_end(tmp_path, undisturbed("sgd", None, False, 3))
+
+
+def test_the_handlers_from_before_are_put_back(digits_run, tmp_path):
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    digits_run.train(tmp_path, epochs=1)
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_the_second_interrupt_does_not_wait_for_the_step(digits_run, tmp_path):

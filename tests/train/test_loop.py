@@ -184,6 +184,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(model
     assert "step-00000002" in checkpoint.name
 
 
+def test_a_loss_that_is_not_finite_is_not_saved_with_weights_that_are(model, tmp_path):
+    class Idle(torch.optim.SGD):
+        def step(self, closure):
+            return closure()
+
+    x = Batches().x
+    x[0] = math.nan
+    with RunFolder(tmp_path) as run, pytest.raises(NonFiniteError, match="loss at step 1"):
+        fit(model, Idle(model.parameters()), Batches(x), epochs=1, run=run, checkpoint_every_steps=1)
+    assert CheckpointFolder(tmp_path / "checkpoints").newest() is None
+
+
 def test_weights_that_are_not_finite_are_not_saved(model, tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=math.inf)
     with RunFolder(tmp_path) as run, pytest.raises(NonFiniteError, match="at step 1"):

@@ -60,15 +60,21 @@ def test_a_run_is_finished_when_its_result_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_that_refuses_the_result_leaves_the_run_unfinished(tmp_path, monkeypatch, code):
+def test_a_disk_that_refuses_the_result_leaves_what_was_there(tmp_path, monkeypatch, code):
     def refuse(*arguments):
         raise OSError(code, os.strerror(code))
 
     with RunFolder(tmp_path, RECIPE) as run:
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", refuse)
+            with pytest.raises(RunFolderError, match=errno.errorcode[code]):
+                run.write_result({"schema": 1})
+        assert not run.finished
+        run.write_result({"schema": 1})
         monkeypatch.setattr(os, "fsync", refuse)
         with pytest.raises(RunFolderError, match=errno.errorcode[code]):
-            run.write_result({"schema": 1})
-        assert not run.finished
+            run.write_result({"schema": 2})
+        assert json.loads((tmp_path / "result.json").read_text()) == {"schema": 1}
 
 
 def test_a_path_that_cannot_be_a_folder_is_one_clear_line(tmp_path):
