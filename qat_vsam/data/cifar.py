@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from qat_vsam.data.parquet import read_parquet
 from qat_vsam.errors import DataError, explain
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_SOURCES: dict[str, tuple[Callable[..., torchvision.datasets.CIFAR10], tuple[str, ...] | None]] = {
+_SOURCES: dict[str, tuple[type[torchvision.datasets.CIFAR10], tuple[str, ...] | None]] = {
     "cifar10": (torchvision.datasets.CIFAR10, CIFAR10_CLASSES),
     "cifar100": (torchvision.datasets.CIFAR100, None),
 }
@@ -66,7 +65,7 @@ def cifar_rows(
 
 
 def _torchvision_rows(
-    torchvision_class: Callable[..., torchvision.datasets.CIFAR10], place: Path, download: bool
+    torchvision_class: type[torchvision.datasets.CIFAR10], place: Path, download: bool
 ) -> tuple[Rows, Rows, tuple[str, ...]]:
     parts = []
     for train in (True, False):

@@ -67,11 +67,10 @@ def _decode(source: bytes | str, name: str, size: int | None, expected: tuple[in
                         "resize the images to one size",
                     )
                 )
-            if image.mode != "RGB":
-                image = image.convert("RGB")
+            colour = image if image.mode == "RGB" else image.convert("RGB")
             if size is not None:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
+                colour = colour.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(colour)
     except DataError:
         raise
     except Exception as error:  # broken bytes make the decoders raise OSError, SyntaxError, struct.error ...

@@ -67,7 +67,7 @@ def load_dataset(
         >>> len(digits.train), len(digits.validation), len(digits.test)
         (300, 500, 997)
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "train_size": train_size,
         "validation_size": validation_size,
         "validation_from": validation_from,

@@ -11,16 +11,25 @@ from typing import Any
 from qat_vsam.evaluate.accuracy import Accuracy, accuracy, evaluation_mode
 from qat_vsam.evaluate.bench import Timing, interleave, median_ratio
 from qat_vsam.evaluate.latency import LatencyResult, latency
+from qat_vsam.evaluate.rivals import NativeQuantizer, use_brevitas_layers, use_native_operator
 from qat_vsam.evaluate.sharpness import Sharpness, sharpness
 from qat_vsam.evaluate.size import Size, model_size
+from qat_vsam.evaluate.step_workloads import (
+    StepWorkload,
+    resnet18_workloads,
+    resnet20_workloads,
+    step_workloads,
+)
 
 evaluate = accuracy
 
 __all__ = [
     "Accuracy",
     "LatencyResult",
+    "NativeQuantizer",
     "Sharpness",
     "Size",
+    "StepWorkload",
     "Timing",
     "accuracy",
     "evaluate",
@@ -29,7 +38,12 @@ __all__ = [
     "latency",
     "median_ratio",
     "model_size",
+    "resnet18_workloads",
+    "resnet20_workloads",
     "sharpness",
+    "step_workloads",
+    "use_brevitas_layers",
+    "use_native_operator",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -71,14 +72,20 @@ def sharpness(
     rises, losses = [], []
     with evaluation_mode(model):
         for images, labels in batches:
-            at_w = loss(model(images), labels)
+            at_w = _loss_of(model, loss, images, labels)
             gradients = torch.autograd.grad(at_w, chosen, allow_unused=True)
-            at_e = _loss_at(chosen, gradients, rho, lambda x=images, y=labels: loss(model(x), y))
+            at_e = _loss_at(chosen, gradients, rho, partial(_loss_of, model, loss, images, labels))
             losses.append(float(at_w.detach()))
             rises.append(float(at_e) - losses[-1])
     if not rises:
         raise DataError(explain("batches", "no images", "at least one batch", "give images to evaluate"))
     return Sharpness(math.fsum(rises) / len(rises), math.fsum(losses) / len(losses), rho, len(rises))
+
+
+def _loss_of(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor
+) -> Tensor:
+    return loss(model(images), labels)
 
 
 @torch.no_grad()

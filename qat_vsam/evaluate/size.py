@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def _operations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
     """MACs and bit operations of one image, counted by hooks on one forward pass."""
     counts: list[tuple[int, int]] = []
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # every output element is a sum over the weights of one output channel
         macs = output.numel() * layer.weight[0].numel() // len(sample)
         weight_bits = activation_bits = FLOAT_BITS
