@@ -17,15 +17,15 @@ from .quantizers import (
     LSQQuantizer,
     MinMaxQuantizer,
     Quantizer,
-    SignQuantizer,
     make_quantizer,
     set_compiled,
     set_quantizers_enabled,
 )
-from .spec import QuantSpec, TensorSpec, integer_range, list_methods, list_presets, list_targets
+from .spec import QuantSpec, TensorSpec, integer_range, list_methods, list_presets
 from .stability import reestimate_batch_norm
 from .statistics import TensorStatistics, initial_step_size
 from .summary import Summary, SummaryRow
+from .targets import list_targets
 
 __all__ = [
     "LSQQuantizer",
@@ -35,7 +35,6 @@ __all__ = [
     "QuantLinear",
     "QuantSpec",
     "Quantizer",
-    "SignQuantizer",
     "Summary",
     "SummaryRow",
     "TensorSpec",

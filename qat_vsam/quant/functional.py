@@ -37,8 +37,9 @@ def positive_scale(step_size: Tensor) -> Tensor:
         >>> positive_scale(torch.tensor([-0.5, 0.0]))
         tensor([5.0000e-01, 1.0000e-08])
     """
-    magnitude = torch.where(step_size < 0, -step_size, step_size)
-    return magnitude + (magnitude.clamp_min(SMALLEST_STEP) - magnitude).detach()
+    wide = _wide(step_size)
+    magnitude = torch.where(wide < 0, -wide, wide)
+    return _with_gradient_of(magnitude, magnitude.clamp_min(SMALLEST_STEP))
 
 
 def quantize(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
@@ -90,8 +91,7 @@ def sign_quantize(x: Tensor, step_size: Tensor, gradient_factor: float = 1.0) ->
         step_size: shape () or (x.shape[0],).
         gradient_factor: scales the gradient of the step size.
     """
-    scaled = step_size * gradient_factor
-    scale = positive_scale(scaled + (step_size - scaled).detach())
+    scale = positive_scale(_with_gradient_of(step_size * gradient_factor, step_size))
     x_hat = along_axis_0(scale, x) * sign_codes(x).to(scale.dtype)
     straight_through = x - x.detach()
     return (x_hat + straight_through).to(x.dtype)
@@ -104,10 +104,11 @@ def lsq_quantize_reference(
 
     Reference: arXiv 1902.08153, sections 2.1 and 2.2.
     """
-    scaled = step_size * gradient_factor
-    scale = along_axis_0(positive_scale(scaled + (step_size - scaled).detach()), x)
-    v = (_wide(x) / scale).clamp(q_min, q_max)
-    q = v + (v.round() - v).detach()
+    scale = along_axis_0(positive_scale(_with_gradient_of(step_size * gradient_factor, step_size)), x)
+    v = _wide(x) / scale
+    # `clamp` itself has no gradient at the two ends, which belong to the range.
+    clipped = torch.where((v >= q_min) & (v <= q_max), v, v.detach().clamp(q_min, q_max))
+    q = _with_gradient_of(clipped, clipped.round())
     return (q * scale).to(x.dtype)
 
 
@@ -163,7 +164,7 @@ class _LearnedStepSize(torch.autograd.Function):
         ctx: Any, x: Tensor, step_size: Tensor, q_min: int, q_max: int, gradient_factor: float, compiled: bool
     ) -> Tensor:
         kernels = compiled_kernels() if compiled else EAGER
-        scale = step_size.detach().abs().clamp_min(SMALLEST_STEP)
+        scale = positive_scale(step_size)
         wide = _wide(x)
         x_hat = kernels.forward(wide, scale, q_min, q_max).to(x.dtype)
         ctx.constants = (kernels, q_min, q_max, gradient_factor)
@@ -177,7 +178,7 @@ class _LearnedStepSize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         kernels, q_min, q_max, gradient_factor = ctx.constants
         x, step_size, x_hat = ctx.saved_tensors
-        scale = step_size.detach().abs().clamp_min(SMALLEST_STEP)
+        scale = positive_scale(step_size)
         wide, wide_gradient = _wide(x), _wide(gradient)
         if wide_gradient.stride() != wide.stride():
             wide_gradient = torch.empty_like(wide).copy_(wide_gradient)
@@ -185,6 +186,11 @@ class _LearnedStepSize(torch.autograd.Function):
         gs = gs * gradient_factor
         gs = torch.where(step_size < 0, -gs, gs).to(step_size.dtype)
         return gx.to(x.dtype), gs, None, None, None, None
+
+
+def _with_gradient_of(source: Tensor, value: Tensor) -> Tensor:
+    """`value`, bit for bit, with the gradient of `source`."""
+    return value.detach() + (source - source.detach())
 
 
 def _wide(x: Tensor) -> Tensor:

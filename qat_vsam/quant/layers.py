@@ -31,7 +31,6 @@ class QuantLayer(nn.Module):
     """
 
     weight: Tensor
-    bias: Tensor | None
     weight_quantizer: Quantizer
     input_quantizer: Quantizer | None
     weight_offset: Tensor | None

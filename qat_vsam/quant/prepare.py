@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, did_you_mean, explain
+from ..errors import ConfigError, InputError, did_you_mean, explain
 from .groups import is_norm
 from .layers import QuantConv2d, QuantLayer, QuantLinear, quant_layers
-from .modes import evaluating
+from .modes import evaluating, inputs_of
 from .quantizers import Quantizer
 from .sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from .spec import QuantSpec, TensorSpec
@@ -44,6 +45,7 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
     Raises:
         ConfigError: an unknown name in `spec.keep`, a model that is prepared already, or one without a layer
             that could be quantized.
+        InputError: NaN or infinity in a weight or in the sample.
 
     Example:
         >>> from torch import nn
@@ -62,10 +64,13 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
     reasons = _reasons(model, spec)
     floats = {name: module for name, module in model.named_modules() if name in reasons}
     targets = {name: module for name, module in floats.items() if not reasons[name]}
+    for name, module in targets.items():
+        _check_weight(name, module)
     groups: list[list[str]] = []
     if sample is not None and spec.activation is not None:
         with evaluating(model):
-            groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(sample))
+            x = next(inputs_of([sample], model))
+            groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
     edges = _first_and_last(model)
     twins = {
         module: QUANTIZED_TWIN[type(module)].from_float(module, *_tensor_specs(spec, at_edge=name in edges))
@@ -91,6 +96,13 @@ def _check(model: nn.Module) -> None:
     if not any(type(module) in QUANTIZED_TWIN for module in model.modules()):
         advice = "see QuantConv2d and QuantLinear for what can be quantized"
         raise ConfigError(explain("model", "no such layer", "at least one nn.Conv2d or nn.Linear", advice))
+
+
+def _check_weight(name: str, module: nn.Module) -> None:
+    weight = module.get_parameter("weight")
+    if not bool(torch.isfinite(weight).all()):
+        advice = "load a sound checkpoint, or keep the layer in float"
+        raise InputError(explain(f"{name}.weight", "NaN or infinity", "finite weights", advice))
 
 
 def _tensor_specs(spec: QuantSpec, at_edge: bool) -> tuple[TensorSpec, TensorSpec | None]:

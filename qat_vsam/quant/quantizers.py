@@ -7,6 +7,7 @@ travels in the state_dict as a small uint8 tensor, so that `load_state_dict` alo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -82,7 +83,7 @@ class Quantizer(nn.Module):
 
     @property
     def granularity(self) -> str:
-        """ "per_tensor" or "per_channel"."""
+        """One scale for the tensor, "per_tensor", or one for each slice of axis 0, "per_channel"."""
         return self.spec.granularity
 
     @property
@@ -101,7 +102,7 @@ class Quantizer(nn.Module):
         return self.bits == 1 and self.signed
 
     def scale(self) -> Tensor:
-        """The positive step size, shape () or (channels,), detached from no graph that it has."""
+        """The positive step size, shape () or (channels,); a learned one carries its graph."""
         raise NotImplementedError
 
     def initialise(self, statistics: TensorStatistics, method: StepSizeMethod = "mse") -> None:
@@ -227,6 +228,11 @@ class MinMaxQuantizer(Quantizer):
     A weight is measured anew at each use. For an activation the step size follows the batches: at each
     forward in training mode it moves by the share `momentum` towards that of the batch. Neither moves while
     `updates_state` is False, so that a second pass over the same batch sees the quantizer of the first.
+
+    At 1 bit and signed it is x_hat = mean|x| sign(x) instead, as in XNOR-Net, the mean over what shares the
+    scale.
+
+    Reference: arXiv 1603.05279 (1 bit).
     """
 
     updates_state = True
@@ -246,6 +252,8 @@ class MinMaxQuantizer(Quantizer):
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         self._follow(x)
+        if self.is_sign:
+            return sign_quantize(x, self.scale())
         return lsq_quantize(x, self.scale(), self.q_min, self.q_max, compiled=self.compiled)
 
     @torch.no_grad()
@@ -255,29 +263,16 @@ class MinMaxQuantizer(Quantizer):
         statistics = TensorStatistics(per_channel=self.granularity == "per_channel")
         statistics.update(x)
         measured = self._scale_of(statistics).to(self.current_scale.dtype)
+        # A batch that overflowed must not spoil the steps after it.
+        measured = torch.where(measured.isfinite(), measured, self.current_scale)
         self.current_scale.lerp_(measured, 1.0 if self.role == "weight" else self.momentum)
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
         self.current_scale.copy_(self._scale_of(statistics))
 
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:
-        step = range_step(statistics, self.q_min, self.q_max)
-        return torch.where(step > 0, step, 1.0)
-
-
-class SignQuantizer(MinMaxQuantizer):
-    """1-bit weights, x_hat = mean|x| sign(x), the mean over each channel; straight through, as in XNOR-Net.
-
-    Reference: arXiv 1603.05279.
-    """
-
-    def _fake_quantize(self, x: Tensor) -> Tensor:
-        self._follow(x)
-        return sign_quantize(x, self.scale())
-
-    def _scale_of(self, statistics: TensorStatistics) -> Tensor:
-        step = statistics.mean_magnitude
-        return torch.where(step > 0, step, 1.0)
+        step = statistics.mean_magnitude if self.is_sign else range_step(statistics, self.q_min, self.q_max)
+        return torch.where(step == 0, 1.0, step)
 
 
 def make_quantizer(
@@ -287,10 +282,15 @@ def make_quantizer(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Quantizer:
-    """The quantizer that a spec asks for; arguments as for `Quantizer`."""
+    """The quantizer that a spec asks for; arguments as for `Quantizer`.
+
+    A weight is signed unless the spec says otherwise, and at 1 bit then mean|w| sign(w) whatever the method.
+    """
+    if role == "weight" and spec.signed is None:
+        spec = dataclasses.replace(spec, signed=True)
     kind: type[Quantizer] = {"lsq": LSQQuantizer, "minmax": MinMaxQuantizer}[spec.method]
-    if spec.bits == 1 and role == "weight" and spec.signed is not False:
-        kind = SignQuantizer
+    if spec.bits == 1 and role == "weight" and spec.signed:
+        kind = MinMaxQuantizer
     return kind(spec, role, channels, device, dtype)
 
 

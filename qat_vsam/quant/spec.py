@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import ConfigError, did_you_mean, explain
+from .targets import MAX_BITS, MIN_BITS, TARGETS, TargetRules
 
 Granularity = Literal["per_tensor", "per_channel"]
 Method = Literal["lsq", "minmax"]
 
-MIN_BITS, MAX_BITS = 1, 8
 GRANULARITIES = ("per_tensor", "per_channel")
 METHODS = ("lsq", "minmax")
 
@@ -103,27 +103,6 @@ class TensorSpec:
         return dataclasses.replace(self, bits=bits)
 
 
-@dataclass(frozen=True)
-class TargetRules:
-    """What a runtime can compute; each field is the set of choices that it takes."""
-
-    weight_bits: tuple[int, ...]
-    activation_bits: tuple[int, ...]
-    unsigned_weights: bool
-
-
-_ALL_BITS = tuple(range(MIN_BITS, MAX_BITS + 1))
-
-TARGETS: dict[str, TargetRules] = {
-    # The papers' convention: whatever the formulas define.
-    "simulated": TargetRules(weight_bits=_ALL_BITS, activation_bits=_ALL_BITS, unsigned_weights=True),
-    # QuantizeLinear carries uint8 or int8; narrower grids are a Clip behind it. A grid {-1, 1} has no code 0,
-    # so a zero-padded or zero activation has no QuantizeLinear form; weights need a zero point of 0.
-    "onnxruntime": TargetRules(
-        weight_bits=_ALL_BITS[1:], activation_bits=_ALL_BITS[1:], unsigned_weights=False
-    ),
-}
-
 _COMMON_PRESETS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a2", "w8", "w4")
 _PRESET = re.compile(r"w(\d+)(?:a(\d+))?")
 
@@ -159,10 +138,10 @@ class QuantSpec:
     target: str = "simulated"
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, str):
-            raise ConfigError(
-                explain("keep", repr(self.keep), "a list of module names", f"write [{self.keep}]")
-            )
+        if not isinstance(self.weight, TensorSpec):
+            raise ConfigError(explain("weight", repr(self.weight), "a TensorSpec", "see QuantSpec.preset"))
+        if isinstance(self.keep, str) or not all(isinstance(name, str) for name in self.keep):
+            raise ConfigError(explain("keep", repr(self.keep), "a list of module names", "write ['name']"))
         object.__setattr__(self, "keep", tuple(self.keep))
         if self.first_last_bits is not None:
             _check_bits("first_last_bits", self.first_last_bits)
@@ -274,11 +253,6 @@ def list_presets() -> list[str]:
 def list_methods() -> list[str]:
     """Names for `TensorSpec.method`."""
     return list(METHODS)
-
-
-def list_targets() -> list[str]:
-    """Names for `QuantSpec.target`."""
-    return list(TARGETS)
 
 
 def _check_bits(key: str, bits: object) -> None:

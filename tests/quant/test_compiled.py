@@ -1,0 +1,84 @@
+"""The compiled kernels compute what the eager ones do, and changing sizes compile few graphs."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from qat_vsam.errors import MissingDependencyError
+from qat_vsam.quant import Quantizer, QuantSpec, calibrate, lsq_quantize, prepare, set_compiled
+from qat_vsam.quant import kernels as kernels_module
+from qat_vsam.quant import quantizers as quantizers_module
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    try:
+        return kernels_module.compiled_kernels()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def run(x, step, gradient, q_min, q_max, compiled):
+    x, step = x.clone().requires_grad_(), step.clone().requires_grad_()
+    x_hat = lsq_quantize(x, step, q_min, q_max, 0.1, compiled=compiled)
+    x_hat.backward(gradient)
+    return x_hat.detach(), x.grad, step.grad
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_equals_eager_and_new_sizes_compile_at_most_three_graphs_a_kernel():
+    generator = torch.Generator().manual_seed(0)
+    for per_channel in (False, True):
+        before = counters["stats"]["unique_graphs"]
+        for batch, size, (q_min, q_max) in [
+            (4, 8, (0, 15)),
+            (7, 8, (0, 15)),
+            (3, 5, (-8, 7)),
+            (16, 12, (-128, 127)),
+            (1, 31, (0, 255)),
+        ]:
+            x = torch.randn(batch, 6, size, size, generator=generator)
+            x = x.to(memory_format=torch.channels_last)
+            gradient = torch.randn(x.shape, generator=generator)
+            step = torch.rand(batch if per_channel else (), generator=generator) * 0.3 + 0.1
+            eager = run(x, step, gradient, q_min, q_max, compiled=False)
+            fused = run(x, step, gradient, q_min, q_max, compiled=True)
+            assert fused[0].stride() == x.stride()
+            assert torch.equal(fused[0], eager[0])
+            assert torch.equal(fused[1], eager[1])
+            torch.testing.assert_close(fused[2], eager[2], rtol=1e-4, atol=1e-3)
+        assert counters["stats"]["unique_graphs"] - before <= 2 * 3
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_model_switched_to_compiled_kernels_gives_the_same_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    prepare(model, QuantSpec.preset("w4a4"))
+    x = torch.randn(5, 3, 8, 8)
+    calibrate(model, [x])
+    gradients = []
+    for compiled in (False, True):
+        set_compiled(model, compiled)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for eager, fused in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_the_switch_says_so_and_changes_nothing(monkeypatch):
+    def broken(*arguments, **options):
+        raise OSError("no C++ compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    uncached = kernels_module.compiled_kernels.__wrapped__
+    monkeypatch.setattr(quantizers_module, "compiled_kernels", uncached)
+    model = nn.Sequential(nn.Linear(4, 4))
+    prepare(model, QuantSpec.preset("w4a4"))
+    with pytest.raises(MissingDependencyError, match=r"compiled: got no working compiler.*stay eager"):
+        set_compiled(model)
+    assert not any(m.compiled for m in model.modules() if isinstance(m, Quantizer))
