@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torchvision
 
 from qat_vsam.data.dataset import Rows, rows_in_memory
 from qat_vsam.data.images import Progress
@@ -13,9 +12,10 @@ from qat_vsam.data.parquet import read_parquet
 from qat_vsam.errors import DataError, explain
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_SOURCES: dict[str, tuple[type[torchvision.datasets.CIFAR10], tuple[str, ...] | None]] = {
-    "cifar10": (torchvision.datasets.CIFAR10, CIFAR10_CLASSES),
-    "cifar100": (torchvision.datasets.CIFAR100, None),
+# name: (class names where a parquet file holds none, torchvision's class, torchvision's folder)
+_SOURCES: dict[str, tuple[tuple[str, ...] | None, str, str]] = {
+    "cifar10": (CIFAR10_CLASSES, "CIFAR10", "cifar-10-batches-py"),
+    "cifar100": (None, "CIFAR100", "cifar-100-python"),
 }
 
 
@@ -37,12 +37,8 @@ def cifar_rows(
     Raises:
         DataError: nothing found, or a broken file.
     """
-    torchvision_class, classes = _SOURCES[name]
-    places = [
-        place
-        for base in (root, root / name)
-        for place in (base, base / "plain_text", base / name, base / "data")
-    ]
+    classes, torchvision_class, folder = _SOURCES[name]
+    places = [base / sub for base in (root, root / name) for sub in (".", "plain_text", name, "data")]
     for place in places:
         train, test = sorted(place.glob("train-*.parquet")), sorted(place.glob("test-*.parquet"))
         if train and test:
@@ -50,7 +46,7 @@ def cifar_rows(
             test_rows, _ = read_parquet(test, names, progress)
             return train_rows, test_rows, names
     for place in (root, root / name):
-        if (place / torchvision_class.base_folder).is_dir():
+        if (place / folder).is_dir():
             return _torchvision_rows(torchvision_class, place, download)
     if download:
         return _torchvision_rows(torchvision_class, root / name, download)
@@ -58,15 +54,17 @@ def cifar_rows(
         explain(
             f"data {root}",
             f"no {name}",
-            f"train-*.parquet and test-*.parquet, or {torchvision_class.base_folder}, there or in {name}/",
+            f"train-*.parquet and test-*.parquet, or {folder}, there or in {name}/",
             "point --data or QAT_VSAM_DATA at the folder, or set the option download=true",
         )
     )
 
 
-def _torchvision_rows(
-    torchvision_class: type[torchvision.datasets.CIFAR10], place: Path, download: bool
-) -> tuple[Rows, Rows, tuple[str, ...]]:
+def _torchvision_rows(class_name: str, place: Path, download: bool) -> tuple[Rows, Rows, tuple[str, ...]]:
+    # a second of imports, which parquet files do not need
+    import torchvision.datasets
+
+    torchvision_class: type[torchvision.datasets.CIFAR10] = getattr(torchvision.datasets, class_name)
     parts = []
     for train in (True, False):
         try:

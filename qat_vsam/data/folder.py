@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from qat_vsam.data.dataset import Rows
 from qat_vsam.data.images import Progress, decode_images
@@ -45,6 +44,9 @@ def folder_rows(
 
 
 def _folder(folder: Path, size: int, progress: Progress | None) -> tuple[Rows, tuple[str, ...]]:
+    # a second of imports, which no other dataset should pay for
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
     try:
         names, numbers = find_classes(folder)
         samples = make_dataset(folder, class_to_idx=numbers, extensions=IMG_EXTENSIONS)

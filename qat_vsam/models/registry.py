@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from qat_vsam.errors import InputError, did_you_mean, explain
@@ -152,6 +151,9 @@ def _find_builder(name: str) -> Callable[..., nn.Module]:
     known = list_models()
     prefix, _, torchvision_name = name.partition(":")
     if prefix == "torchvision":
+        # a second of imports, which the other models should not pay for
+        import torchvision
+
         # classification only: the builders of detection models download a backbone unless told otherwise
         names = torchvision.models.list_models(module=torchvision.models)
         if torchvision_name in names:
@@ -161,6 +163,8 @@ def _find_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _build_torchvision(name: str, **options: Any) -> nn.Module:
+    import torchvision
+
     for option in ("weights", "weights_backbone", "pretrained"):
         if option in options:
             raise InputError(

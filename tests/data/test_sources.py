@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -129,6 +130,31 @@ def test_a_changed_pickle_in_torchvisions_folder_is_never_opened(tmp_path: Path)
     with pytest.raises(DataError, match="torchvision refuses"):
         load_dataset("cifar10", tmp_path)
     assert not canary.exists()
+
+
+def test_torchvisions_folder_with_its_checksums_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+
+    def write(name: str, content: dict) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    images = np.arange(4 * 3072, dtype=np.uint32).astype(np.uint8).reshape(4, 3072)
+    monkeypatch.setattr(
+        CIFAR10, "train_list", [write("data_batch_1", {"data": images, "labels": [3, 1, 2, 0]})]
+    )
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", {"data": images[:1], "labels": [3]})])
+    meta = write("batches.meta", {"label_names": list("abcd")})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    data = load_dataset("cifar10", tmp_path, validation_size=0)
+    assert data.train.labels.tolist() == [3, 1, 2, 0]
+    assert data.classes == ("a", "b", "c", "d")
+    assert torch.equal(data.train.images, torch.from_numpy(images).reshape(4, 3, 32, 32))
 
 
 def _image_folder(root: Path, parts: dict[str, dict[str, int]]) -> Path:
