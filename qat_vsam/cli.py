@@ -24,9 +24,7 @@ app = typer.Typer(
     epilog="Start with: qat-vsam compare digits",
 )
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3")]
 DataRoot = Annotated[Path | None, typer.Option("--data", help="folder where data lie; else QAT_VSAM_DATA")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the results; default runs/NAME")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
@@ -239,9 +237,7 @@ def verify(artifact: Annotated[Path, typer.Argument(help="an exported file, its 
 
 @app.command()
 def bench(
-    file: Annotated[
-        str | None, typer.Argument(help="a comparison, to time its arms; none: ResNet steps")
-    ] = None,
+    file: Annotated[str | None, typer.Argument(help="a comparison, to time its arms; none: ResNet steps")] = None,
     repeats: Annotated[int, typer.Option(min=3, help="timed rounds")] = 30,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     data_root: DataRoot = None,
@@ -251,7 +247,8 @@ def bench(
 
     if file is None:
         with _console() as listener:
-            _echo_lines(recipes.bench_steps(repeats=repeats, threads=threads, listener=listener).lines())
+            for table in recipes.bench_steps(repeats=repeats, threads=threads, listener=listener):
+                _echo_lines(table.lines())
         return
     from qat_vsam.config import find_config, load_comparison
 
@@ -260,9 +257,7 @@ def bench(
     measured = recipes.bench_arms(arms, comparison.bench, data_root, threads)
     for row in measured["rows"]:
         ratio = "-" if row["ratio_to_sgd"] is None else f"{row['ratio_to_sgd']:.2f}"
-        typer.echo(
-            f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {ratio:>6} x {row['reference_arm'] or ''}"
-        )
+        typer.echo(f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {ratio:>6} x {row['reference_arm'] or ''}")
 
 
 @app.command()

@@ -127,10 +127,10 @@ class Recipe(Section):
 
 
 class BenchSection(Section):
-    """The interleaved timing of the arms: `repeats` rounds of `steps` training steps for each arm."""
+    """The interleaved timing of the arms: `repeats` rounds, each arm's a run of `steps` training steps."""
 
     repeats: Annotated[int, Field(ge=3)] = 30
-    steps: Annotated[int, Field(ge=1)] = 4
+    steps: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] | None = None
 
 
@@ -216,9 +216,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, separator, text = item.partition("=")
         parts = key.split(".")
         if not separator or not all(parts):
-            raise ConfigError(
-                explain("override", repr(item), "KEY=VALUE", "write for example train.epochs=3")
-            )
+            raise ConfigError(explain("override", repr(item), "KEY=VALUE", "write for example train.epochs=3"))
         value = read_yaml(f"value: {text}", f"override {key}").get("value")
         for part in reversed(parts):
             value = {part: value}
@@ -236,15 +234,11 @@ def find_config(name: str) -> Path:
         path = Path(name)
         if path.is_file():
             return path
-        raise ConfigError(
-            explain("recipe", name, "a file that exists", "see `qat-vsam ls` for shipped recipes")
-        )
+        raise ConfigError(explain("recipe", name, "a file that exists", "see `qat-vsam ls` for shipped recipes"))
     shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
-    raise ConfigError(
-        explain("recipe", name, "a shipped recipe or a .yaml file", did_you_mean(name, shipped))
-    )
+    raise ConfigError(explain("recipe", name, "a shipped recipe or a .yaml file", did_you_mean(name, shipped)))
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -272,9 +266,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     content = merge(read_recipe_file(path), parse_overrides(overrides))
     if is_comparison(content):
-        raise ConfigError(
-            explain(str(path), "a comparison (it has arms)", "one recipe", "use `qat-vsam compare`")
-        )
+        raise ConfigError(explain(str(path), "a comparison (it has arms)", "one recipe", "use `qat-vsam compare`"))
     return _validate(Recipe, content)
 
 
@@ -300,9 +292,7 @@ def _check_start(arm: str, recipes: Mapping[str, Recipe]) -> None:
     others = [name for name, recipe in recipes.items() if name != arm and recipe.init_from is None]
     if start not in others:
         advice = did_you_mean(start, others) if others else "let another arm train from its own start"
-        raise ConfigError(
-            explain(f"arms.{arm}.init_from", start, "another arm that starts by itself", advice)
-        )
+        raise ConfigError(explain(f"arms.{arm}.init_from", start, "another arm that starts by itself", advice))
 
 
 def recipe_from(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -338,9 +328,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(
-                explain(str(path), "a larger file", f"at most {MAX_BYTES} bytes", "check the path")
-            )
+            raise ConfigError(explain(str(path), "a larger file", f"at most {MAX_BYTES} bytes", "check the path"))
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(explain(str(path), error, "a readable text file", "check the path")) from None

@@ -52,9 +52,7 @@ class ConsoleListener(Listener):
         """Move the bar, or print a line an epoch."""
         ledger = progress.ledger
         cost = f"{ledger.gradient_evaluations / max(1, ledger.steps):.2f} gradients a step"
-        accuracy = (
-            "" if progress.validation_accuracy is None else f"validation {progress.validation_accuracy:.2%}, "
-        )
+        accuracy = "" if progress.validation_accuracy is None else f"validation {progress.validation_accuracy:.2%}, "
         text = f"epoch {progress.epoch}/{progress.epochs}, {accuracy}{cost}"
         if self._console.is_terminal:
             self._draw(progress.step, progress.total_steps, text)

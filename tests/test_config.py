@@ -37,9 +37,7 @@ def write(folder: Path, text: str) -> Path:
         ("quant={}", "quant.bits: got nothing; expected a value; add quant.bits"),
     ],
 )
-def test_a_wrong_value_is_answered_with_key_value_rule_and_advice(
-    tmp_path: Path, override: str, expected: str
-) -> None:
+def test_a_wrong_value_is_answered_with_key_value_rule_and_advice(tmp_path: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load_recipe(write(tmp_path, MINIMAL), [override])
     assert expected in str(caught.value)
@@ -150,9 +148,7 @@ def mutate(text: str, rng: random.Random) -> str:
             lines.insert(rng.randrange(len(lines)), lines.pop(rng.randrange(len(lines))))
             text = "".join(lines)
         else:
-            text = (
-                text[:place] + str(rng.choice([-1, 0, 1e400, "null", "[]", "{}", "true"])) + text[place + 1 :]
-            )
+            text = text[:place] + str(rng.choice([-1, 0, 1e400, "null", "[]", "{}", "true"])) + text[place + 1 :]
     return text
 
 

@@ -45,9 +45,7 @@ class Plan:
         ]
         if self.steps is not None:
             total = (
-                f"{low * self.steps:,.0f}"
-                if low == high
-                else f"{low * self.steps:,.0f} to {high * self.steps:,.0f}"
+                f"{low * self.steps:,.0f}" if low == high else f"{low * self.steps:,.0f} to {high * self.steps:,.0f}"
             )
             text.append(f"                      {total} in {self.steps:,} steps")
         return text

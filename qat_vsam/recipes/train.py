@@ -101,9 +101,7 @@ def run_recipe(
         validation = accuracy(model, loaders.validation, device=recipe.device)
         listener.say(f"{recipe.precision} test accuracy: {test.value:.2%} of {test.total} images")
         save_weights(model, run.path / WEIGHTS)
-        exports = [
-            export_run(recipe, model, data, loaders, run.exports, kind, listener) for kind in recipe.export
-        ]
+        exports = [export_run(recipe, model, data, loaders, run.exports, kind, listener) for kind in recipe.export]
         size = model_size(model, sample[:1])
         result = {
             "schema": 1,
@@ -150,9 +148,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            explain(str(path), error, "a finished run", "run `qat-vsam train` first")
-        ) from None
+        raise CheckpointError(explain(str(path), error, "a finished run", "run `qat-vsam train` first")) from None
     return content
 
 
@@ -163,9 +159,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
-def load_run(
-    folder: Path, *, root: Path | None = None
-) -> tuple[Recipe, nn.Module, Dataset, assemble.Loaders]:
+def load_run(folder: Path, *, root: Path | None = None) -> tuple[Recipe, nn.Module, Dataset, assemble.Loaders]:
     """A finished run's recipe, trained model and data.
 
     Raises:

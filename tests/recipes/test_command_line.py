@@ -164,7 +164,14 @@ def test_a_checkpoint_of_another_model_lists_what_does_not_fit(command_line: Cal
     wrong["extra"] = wrong.pop("head.bias") if "head.bias" in wrong else wrong.pop(next(iter(wrong)))
     torch.save(wrong, tmp_path / "wrong.pt")
     code, _, err = command_line(
-        "quantize", "digits_cnn", "--data", "digits", "--checkpoint", tmp_path / "wrong.pt", "--out", tmp_path / "q"
+        "quantize",
+        "digits_cnn",
+        "--data",
+        "digits",
+        "--checkpoint",
+        tmp_path / "wrong.pt",
+        "--out",
+        tmp_path / "q",
     )
     assert code == 1
     assert "extra" in err
@@ -185,7 +192,7 @@ def test_a_model_and_a_dataset_of_the_user_reach_a_verified_onnx(
     (tmp_path / "mine_shapes.py").write_text(USER_CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "out"
-    code, text, err = command_line(
+    code, _, err = command_line(
         "quantize", "mine_shapes:network", "--data", "mine_shapes:stripes", "--bits", "w4a8", "--epochs", "1",
         "--out", out, "data.batch_size=50",
     )  # fmt: skip

@@ -56,7 +56,8 @@ def test_kill_9_at_any_step_ends_in_the_bits_of_an_undisturbed_run(
 ) -> None:
     options = {"schedule": schedule} | ({"warmup_steps": 3, "window": 10} if schedule == "variance" else {})
     recipe = small_recipe(
-        train={"epochs": 12, "checkpoint_every": 3}, optimizer={"name": "vsam", "lr": 0.05, "rho": 0.1, **options}
+        train={"epochs": 12, "checkpoint_every": 3},
+        optimizer={"name": "vsam", "lr": 0.05, "rho": 0.1, **options},
     )
     path = tmp_path / "recipe.yaml"
     path.write_text(config.dump_yaml(recipe.model_copy(update={"threads": 1})))
