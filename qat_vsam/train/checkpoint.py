@@ -68,9 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
         line = hash_path(path).read_bytes()
     if line != _hash_line(path, data):
-        raise _refusal(
-            path, f"{len(data)} bytes that do not match {hash_path(path).name}", "the bytes written"
-        )
+        raise _refusal(path, f"{len(data)} bytes that do not match {hash_path(path).name}", "the bytes written")
     try:
         payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file may raise anything out of the unpickler
@@ -175,6 +173,4 @@ def _entries(value: object, where: str = "") -> list[str]:
 
 
 def _refusal(path: Path, got: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        explain(str(path), got, expected, "use an older checkpoint or start the run again")
-    )
+    return CheckpointError(explain(str(path), got, expected, "use an older checkpoint or start the run again"))

@@ -114,6 +114,9 @@ class RunFolder:
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write `result.json`, which says that the run is finished.
 
+        Args:
+            result: plain values; None stands for a number that does not exist, NaN is not JSON.
+
         Raises:
             RunFolderError: the disk refused.
         """
@@ -214,9 +217,7 @@ class RunFolder:
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise RunFolderError(
-                explain(str(path), "no JSON object", "what the run wrote", "delete the file")
-            )
+            raise RunFolderError(explain(str(path), "no JSON object", "what the run wrote", "delete the file"))
         return content
 
 

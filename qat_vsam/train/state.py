@@ -42,9 +42,7 @@ class TrainingState:
         last_epoch: `train_loss` and `validation_accuracy` of the last whole epoch.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, lr_scheduler: Any, device: torch.device
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, lr_scheduler: Any, device: torch.device) -> None:
         self.model = model
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

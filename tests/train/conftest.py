@@ -31,12 +31,12 @@ def digits_run() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("digits_run.py"))))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start_script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a script of this folder as a process of its own; what is still there at the end is killed."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(name: str, *arguments: object) -> subprocess.Popen[str]:
+    def start(name: str, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -44,6 +44,7 @@ def start_script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)],
             env=environment,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -53,8 +54,7 @@ def start_script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.communicate()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 
 from qat_vsam.data import Batches, load_dataset
+from qat_vsam.optim import SAM, VSAM
+from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare
 from qat_vsam.train import FitResult, Interrupted, Progress, RunFolder, fit
 
 STEPS_PER_EPOCH = 6
@@ -32,24 +33,21 @@ def build_model(quantized: bool) -> nn.Module:
         nn.Linear(16, 10),
     )
     if quantized:
-        from qat_vsam.quant import QuantSpec, calibrate, prepare
-
         prepare(model, QuantSpec.preset("w4a4"), torch.zeros(1, 1, 8, 8))
         calibrate(model, [torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))])
     return model
 
 
-def build_optimizer(name: str, model: nn.Module, epochs: int) -> torch.optim.Optimizer:
-    options = {"lr": 0.05, "momentum": 0.9}
-    if name == "sgd":
-        return torch.optim.SGD(model.parameters(), **options)
-    from qat_vsam.optim import SAM, VSAM
-
+def build_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    groups = param_groups(model, weight_decay=1e-4)
+    options = {"model": model, "lr": 0.05, "momentum": 0.9}
     if name == "sam":
-        return SAM(model.parameters(), torch.optim.SGD, model=model, **options)
+        return SAM(groups, torch.optim.SGD, **options)
     if name == "vsam-budget":
-        return VSAM(model.parameters(), torch.optim.SGD, model=model, schedule="budget", **options)
-    return VSAM(model.parameters(), torch.optim.SGD, model=model, schedule="variance", **options)
+        return VSAM(groups, torch.optim.SGD, schedule="budget", **options)
+    if name == "vsam-variance":
+        return VSAM(groups, torch.optim.SGD, schedule="variance", warmup_steps=12, window=10, **options)
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
 
 
 def train(
@@ -62,7 +60,7 @@ def train(
 ) -> FitResult:
     torch.set_num_threads(1)
     model = build_model(quantized)
-    built = build_optimizer(optimizer, model, epochs)
+    built = build_optimizer(optimizer, model)
     data = load_dataset("digits", train_size=300, validation_size=300, seed=0)
     normalise = {"mean": (0.3,), "std": (0.4,)}
     with RunFolder(folder, recipe=f"optimizer: {optimizer}\namp: {amp}\nepochs: {epochs}\n") as run:
@@ -83,10 +81,7 @@ def train(
 
 
 if __name__ == "__main__":
-    folder, optimizer, amp, quantized, epochs = sys.argv[1:]
     try:
-        train(folder, optimizer, amp or None, quantized == "quantized", int(epochs))
+        train(sys.argv[1])
     except Interrupted as stop:
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        os._exit(130)

@@ -126,9 +126,7 @@ def test_a_pickle_that_would_run_code_is_refused_even_with_a_right_hash(path, tm
 
 @pytest.mark.parametrize("failing", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
-def test_a_disk_that_refuses_is_one_clear_line_and_the_older_checkpoint_stays(
-    tmp_path, monkeypatch, failing, code
-):
+def test_a_disk_that_refuses_is_one_clear_line_and_the_older_checkpoint_stays(tmp_path, monkeypatch, failing, code):
     folder = CheckpointFolder(tmp_path)
     folder.save(1, 10, STATE)
     refusal = OSError(code, os.strerror(code))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import select
 import signal
+import subprocess
 
 import pytest
 import torch
 
 from qat_vsam.errors import CheckpointError
-from qat_vsam.train import Interrupted, RunFolder, fit
+from qat_vsam.train import CheckpointFolder, Interrupted, RunFolder, fit
 
 CASES = {
     "sgd-fp32": ("sgd", None, False, 5),
@@ -18,7 +22,7 @@ CASES = {
     "vsam-variance-bf16": ("vsam-variance", "bf16", False, 49),
     "vsam-budget-w4a4": ("vsam-budget", None, True, 64),
 }
-EPOCHS = 12
+EPOCHS, STEPS_PER_EPOCH = 12, 6  # of `digits_run.train`
 
 
 @pytest.fixture(scope="module")
@@ -36,37 +40,50 @@ def undisturbed(digits_run, tmp_path_factory):
     return get
 
 
+@pytest.fixture(scope="module")
+def server(start_script):
+    """A process that starts trainings, see `digits_server.py`."""
+    return start_script("digits_server.py", stdin=subprocess.PIPE)
+
+
 @pytest.fixture
-def stop_process_at(start_script, steps_logged):
-    """Send a signal to a run once its log shows a step; gives its exit code (0: it was faster) and errors."""
+def kill_at(server, steps_logged):
+    """Kill a run's process once its log shows a step; whether the kill came before the run's end."""
 
-    def stop(signum, step, folder, optimizer, amp=None, quantized=False):
-        process = start_script(
-            "digits_run.py", folder, optimizer, amp or "", "quantized" if quantized else "float", EPOCHS
+    def kill(step, folder, *arguments):
+        server.stdin.write(json.dumps([str(folder), *arguments]) + "\n")
+        server.stdin.flush()
+        process = int(server.stdout.readline())
+        ended = wait_for(
+            lambda: steps_logged(folder) >= step, lambda: bool(select.select([server.stdout], [], [], 0)[0])
         )
-        while steps_logged(folder) < step:
-            assert process.poll() in (None, 0), process.communicate()[1]
-            if process.poll() == 0:
-                break
-        process.send_signal(signum)
-        return process.wait(), process.communicate()[1]
+        if not ended:
+            os.kill(process, signal.SIGKILL)
+        code = int(server.stdout.readline())
+        assert code in (0, -signal.SIGKILL), "the run failed by itself"
+        return code != 0 and steps_logged(folder) < EPOCHS * STEPS_PER_EPOCH
 
-    return stop
+    return kill
+
+
+def wait_for(reached, ended):
+    """Look again and again until one of the two is true; whether it was the second."""
+    while not reached():
+        if ended():
+            return True
+        select.select([], [], [], 0.002)
+    return False
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_a_step_the_same_command_ends_in_the_same_bits(
-    name, digits_run, undisturbed, stop_process_at, steps_logged, assert_same_end, tmp_path
+    name, digits_run, undisturbed, kill_at, assert_same_end, tmp_path
 ):
     optimizer, amp, quantized, step = CASES[name]
-    for attempt in range(20):
-        folder = tmp_path / str(attempt)
-        code, _ = stop_process_at(signal.SIGKILL, step, folder, optimizer, amp, quantized)
-        if code == -signal.SIGKILL and steps_logged(folder) < EPOCHS * digits_run.STEPS_PER_EPOCH:
-            break
-    assert code == -signal.SIGKILL
+    folders = (tmp_path / str(attempt) for attempt in range(20))
+    folder = next(folder for folder in folders if kill_at(step, folder, optimizer, amp, quantized))
 
-    result = digits_run.train(folder, optimizer, amp, quantized, EPOCHS)
+    result = digits_run.train(folder, optimizer, amp, quantized)
 
     assert result.resumed_from is not None
     assert result.resumed_from >= step - 4
@@ -74,17 +91,21 @@ def test_killed_at_a_step_the_same_command_ends_in_the_same_bits(
 
 
 def test_sigterm_ends_the_process_with_143_and_the_run_goes_on_exactly(
-    digits_run, undisturbed, stop_process_at, assert_same_end, tmp_path
+    start_script, steps_logged, digits_run, undisturbed, assert_same_end, tmp_path
 ):
     for attempt in range(20):
         folder = tmp_path / str(attempt)
-        code, errors = stop_process_at(signal.SIGTERM, 9, folder, "sgd")
-        if code != 0:
+        process = start_script("digits_run.py", folder)
+        wait_for(lambda: steps_logged(folder) >= 9, lambda: process.poll() is not None)  # noqa: B023
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+        if process.returncode != 0:  # else it was done before the signal came
             break
-    assert code == 143, errors
-
+    assert process.returncode == 143, errors
     assert list((folder / "checkpoints").glob("*.pt"))
-    digits_run.train(folder, "sgd", None, False, EPOCHS)
+
+    digits_run.train(folder)
+
     assert_same_end(folder, undisturbed("sgd", None, False))
 
 
@@ -138,9 +159,7 @@ class Crash(Exception):  # noqa: N818
         pytest.param(list(range(1, 24)), id="at every step", marks=pytest.mark.nightly),
     ],
 )
-def test_many_crashes_in_one_run_change_no_bit(
-    name, stops, digits_run, undisturbed, assert_same_end, tmp_path
-):
+def test_many_crashes_in_one_run_change_no_bit(name, stops, digits_run, undisturbed, assert_same_end, tmp_path):
     optimizer, amp, quantized, _ = CASES[name]
     for stop in stops:
 
@@ -158,19 +177,31 @@ def test_many_crashes_in_one_run_change_no_bit(
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
-def test_two_hundred_kills_at_random_steps_change_no_bit(
-    digits_run, undisturbed, stop_process_at, assert_same_end, tmp_path
-):
+def test_two_hundred_kills_at_random_steps_change_no_bit(digits_run, undisturbed, kill_at, assert_same_end, tmp_path):
     draw = random.Random(0)
     killed = 0
     for attempt in range(200):
         optimizer, amp, quantized, _ = CASES[draw.choice(sorted(CASES))]
         folder = tmp_path / str(attempt)
-        code, _ = stop_process_at(signal.SIGKILL, draw.randrange(1, 68), folder, optimizer, amp, quantized)
-        killed += code == -signal.SIGKILL
-        digits_run.train(folder, optimizer, amp, quantized, EPOCHS)
+        killed += kill_at(draw.randrange(1, 68), folder, optimizer, amp, quantized)
+        digits_run.train(folder, optimizer, amp, quantized)
         assert_same_end(folder, undisturbed(optimizer, amp, quantized))
     assert killed > 150
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_counts_what_the_optimizer_declares(name, undisturbed):
+    optimizer, amp, quantized, _ = CASES[name]
+    state = CheckpointFolder(undisturbed(optimizer, amp, quantized) / "checkpoints").newest()["training"]
+    cost = state["ledger"]["gradient_evaluations"] / state["ledger"]["steps"]
+
+    if optimizer == "sgd":
+        assert cost == 1
+    else:
+        (declared,) = find(state["optimizer"], "gradient_evaluations")
+        assert state["ledger"]["gradient_evaluations"] == pytest.approx(declared, rel=1e-12)
+        assert {"sam": 2, "vsam-budget": 1.25}.get(optimizer, cost) == pytest.approx(cost, abs=0.01)
+        assert 1 < cost <= 2
 
 
 def test_a_finished_training_is_only_read_back(digits_run, tmp_path):
@@ -184,6 +215,13 @@ def test_a_finished_training_is_only_read_back(digits_run, tmp_path):
     assert second.validation_accuracy == first.validation_accuracy
     assert second.ledger.train_seconds == pytest.approx(first.ledger.train_seconds, rel=0.1, abs=0.1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def find(tree, name):
+    """The values of all keys called `name`, however deep."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from [value] if key == name else find(value, name)
 
 
 def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_is_used(

@@ -81,9 +81,7 @@ def test_the_loop_is_plain_training(model):
             schedule.step()
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    fit(
-        model, optimizer, Batches(), epochs=2, lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
-    )
+    fit(model, optimizer, Batches(), epochs=2, lr_scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5))
 
     assert torch.equal(model.weight, twin.weight)
 
@@ -160,9 +158,7 @@ def test_the_metrics_hold_steps_and_epochs_and_no_timings(model, tmp_path):
     assert 0 <= lines[4]["validation_accuracy"] <= 1
     assert not any("seconds" in key for line in lines for key in line)
     timings = read(tmp_path, "timing.jsonl")
-    assert [(line["kind"], line["step"]) for line in timings] == [
-        (line["kind"], line["step"]) for line in lines
-    ]
+    assert [(line["kind"], line["step"]) for line in timings] == [(line["kind"], line["step"]) for line in lines]
     assert all(line["train_seconds"] > 0 for line in timings)
 
 

@@ -6,6 +6,8 @@ import errno
 import importlib.metadata
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -22,13 +24,17 @@ def test_the_second_process_in_a_folder_is_refused_and_told_the_first_ones_numbe
     RunFolder(tmp_path).close()
 
 
-def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
-    child = os.fork()
-    if child == 0:
-        RunFolder(tmp_path)
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert (tmp_path / "lock").read_text() == f"{child}\n"
+def test_another_process_holds_the_folder_until_it_is_killed(tmp_path):
+    hold = (
+        "import fcntl, os, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print(os.getpid(), file=file, flush=True); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(RunFolderError, match=f"process {process.pid} "):
+            RunFolder(tmp_path)
+        process.kill()
     RunFolder(tmp_path).close()
 
 
