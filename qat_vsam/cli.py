@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from qat_vsam.errors import ConfigError, InputError, QatVsamError, explain
+
+if TYPE_CHECKING:
+    from qat_vsam.recipes import Listener
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Quantize pretrained vision models, train them with vSAM, compare accuracy with training cost.",
     epilog="Start with: qat-vsam compare digits",
 )
@@ -36,20 +41,13 @@ Seed = Annotated[int | None, typer.Option(min=0, help="seed of weights, order an
 def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as error:
-        _complain(str(error) or "stopped")
-        sys.exit(getattr(error, "exit_code", 130))
+        app()
     except InputError as error:
-        _complain(str(error))
+        typer.echo(str(error), err=True)
         sys.exit(2)
     except (QatVsamError, OSError) as error:
-        _complain(str(error))
+        typer.echo(str(error), err=True)
         sys.exit(1)
-    sys.exit(code or 0)
 
 
 @app.command("ls")
@@ -139,7 +137,7 @@ def quantize(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Quantize a pretrained model: calibrate, fine-tune if asked, export, prove."""
-    from qat_vsam.config import parse_overrides, recipe_from
+    from qat_vsam.config import recipe_from
     from qat_vsam.recipes import quantize as run_quantize
     from qat_vsam.recipes import quantize_recipe
 
@@ -157,7 +155,7 @@ def quantize(
         threads=threads,
         amp=amp,
     )
-    recipe = recipe_from(recipe.model_dump(mode="json"), parse_overrides(overrides or []))
+    recipe = recipe_from(recipe.model_dump(mode="json"), overrides or [])
     folder = out or Path("runs") / recipe.name
     with _console() as listener:
         run_quantize(recipe, folder, data_root=root, listener=listener)
@@ -207,7 +205,7 @@ def evaluate_run(
     from qat_vsam.evaluate import accuracy
     from qat_vsam.recipes import load_run
 
-    recipe, model, _, loaders = load_run(run, root=data_root)
+    recipe, model, loaders = load_run(run, root=data_root)
     for name in ("validation", "test"):
         measured = accuracy(model, getattr(loaders, name), device=recipe.device)
         typer.echo(f"{name:<11}{measured.value:.2%} of {measured.total} images, loss {measured.loss:.4f}")
@@ -222,17 +220,20 @@ def export_command(
     """Export a finished run's model and prove that it computes the same."""
     from qat_vsam.recipes import export_run, load_run
 
-    recipe, model, _, loaders = load_run(run, root=data_root)
+    recipe, model, loaders = load_run(run, root=data_root)
     with _console() as listener:
         export_run(recipe, model, loaders, run / "exports", format, listener)
 
 
 @app.command()
-def verify(artifact: Annotated[Path, typer.Argument(help="an exported file, its proof beside it")]) -> None:
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="an exported file, its proof beside it")],
+    trust: Annotated[bool, typer.Option("--trust", help="let a packed file call the function it names")] = False,
+) -> None:
     """Reload an exported file in its runtime and compare it with the proof written at export."""
     from qat_vsam.export import verify as verify_artifact
 
-    typer.echo(str(verify_artifact(artifact)))
+    typer.echo(str(verify_artifact(artifact, trust_builder=trust)))
 
 
 @app.command()
@@ -278,16 +279,20 @@ def _dataset(data: str) -> tuple[str, Path | None]:
     return "image_folder" if (path / "train").is_dir() else "cifar10", path
 
 
-def _echo_lines(lines: Any) -> None:
+def _echo_lines(lines: Iterable[str]) -> None:
     for line in lines:
         typer.echo(line)
 
 
-def _complain(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _console() -> Any:
+@contextmanager
+def _console() -> Iterator[Listener]:
+    """Draws the job of the block; a signal that stopped it becomes the exit code 130 or 143."""
     from qat_vsam.console import ConsoleListener
+    from qat_vsam.train import Interrupted
 
-    return ConsoleListener()
+    try:
+        with ConsoleListener() as listener:
+            yield listener
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(stop.exit_code) from None

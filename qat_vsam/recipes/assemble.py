@@ -51,10 +51,7 @@ def check_names(recipe: Recipe) -> None:
     model_info(recipe.model.name)
     quant_spec(recipe)
     _check_optimizer_options(recipe.optimizer)
-    if recipe.amp is None:
-        return
-    if torch.device(recipe.device).type not in ("cpu", "cuda"):
-        raise ConfigError(explain("amp", recipe.amp, "a cpu or cuda device", "set amp=null"))
+    _check_device(recipe.device)
 
 
 def quant_spec(recipe: Recipe) -> QuantSpec | None:
@@ -172,7 +169,13 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> O
         options.setdefault("total_steps", steps_per_epoch * recipe.train.epochs)
         options.setdefault("warmup_steps", WARMUP_EPOCHS * steps_per_epoch)
         options.setdefault("seed", recipe.seed)
-    return member(groups, base, model=model, **options)
+    try:
+        return member(groups, base, model=model, **options)
+    except TypeError as error:
+        # an option of the right name and the wrong kind, such as a word for a number
+        raise ConfigError(
+            explain(f"optimizer {section.name}", section.options, "values of the right kind", f"correct them ({error})")
+        ) from None
 
 
 def build_lr_scheduler(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> LRScheduler:
@@ -201,6 +204,14 @@ def evaluations_per_step(recipe: Recipe) -> tuple[float, float]:
 
 def _default(member: type[Optimizer], option: str) -> Any:
     return inspect.signature(member).parameters[option].default
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConfigError(explain("device", name, "a device that is here", f"use cpu ({reason})")) from None
 
 
 def _check_optimizer_options(section: OptimizerSection) -> None:

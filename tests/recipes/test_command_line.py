@@ -202,6 +202,11 @@ def test_a_model_and_a_dataset_of_the_user_reach_a_verified_onnx(
     assert all(export["proof"]["passed"] for export in result["exports"])
     assert all(export["test_accuracy"] == result["accuracy"]["test"] for export in result["exports"])
     assert command_line("verify", out / "exports" / "model.onnx")[0] == 0
+    packed = out / "exports" / "model.packed.safetensors"
+    code, _, err = command_line("verify", packed)
+    assert code == 2
+    assert "mine_shapes:network" in err
+    assert command_line("verify", packed, "--trust")[0] == 0
 
 
 USER_CODE = '''

@@ -29,6 +29,12 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def finish(recipe: Path, out: Path) -> int:
+    process = start(recipe, out)
+    process.communicate()
+    return process.returncode
+
+
 def steps_seen(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return metrics.read_text().count('"kind": "step"') if metrics.exists() else 0
@@ -50,22 +56,17 @@ def comparable(run: Path) -> dict[str, object]:
     return {"accuracy": result["accuracy"], "counts": counts, "metrics": (run / "metrics.jsonl").read_bytes()}
 
 
-@pytest.mark.parametrize("schedule", ["budget", "variance"])
-def test_kill_9_at_any_step_ends_in_the_bits_of_an_undisturbed_run(
-    tmp_path: Path, small_recipe: Callable[..., config.Recipe], schedule: str
+def test_kill_9_at_five_steps_ends_in_the_bits_of_an_undisturbed_run(
+    tmp_path: Path, small_recipe: Callable[..., config.Recipe]
 ) -> None:
-    options = {"schedule": schedule} | ({"warmup_steps": 3, "window": 10} if schedule == "variance" else {})
-    recipe = small_recipe(
-        train={"epochs": 12, "checkpoint_every": 3},
-        optimizer={"name": "vsam", "lr": 0.05, "rho": 0.1, **options},
-    )
+    recipe = small_recipe(train={"epochs": 12, "checkpoint_every": 3})
     path = tmp_path / "recipe.yaml"
     path.write_text(config.dump_yaml(recipe.model_copy(update={"threads": 1})))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert start(path, undisturbed).wait() == 0
+    assert finish(path, undisturbed) == 0
     kills = [kill_at(path, killed, step, signal.SIGKILL) for step in (1, 7, 20, 33, 51)]
     assert kills.count(-signal.SIGKILL) >= 3  # a run that was already over cannot be killed
-    assert start(path, killed).wait() == 0
+    assert finish(path, killed) == 0
     assert comparable(killed) == comparable(undisturbed)
     weights = [torch.load(run / "weights.pt", weights_only=True) for run in (undisturbed, killed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -108,7 +109,7 @@ def test_a_comparison_trains_exports_times_and_reports(tmp_path: Path) -> None:
     page = compare(comparison(tmp_path), tmp_path / "grid", command="qat-vsam compare grid.yaml")
     assert page == tmp_path / "grid" / "report" / "index.html"
     assert "float32 SAM" in page.read_text()
-    rows = list(csv.DictReader((page.parent / "results.csv").open()))
+    rows = list(csv.DictReader((page.parent / "results.csv").read_text().splitlines()))
     assert {(row["arm"], row["seed"]) for row in rows} == {
         (arm, seed) for arm in ("float32-sgd", "float32-sam", "after") for seed in ("0", "1")
     }
