@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from qat_vsam.export.integer import IntegerLayer
 from qat_vsam.export.onnx_graph import weight_codes
 from qat_vsam.export.packed import load_packed
-from qat_vsam.export.probe import LayerInputs, OnnxProbe, integer_probe, quantized_probe
-from qat_vsam.export.proof import Comparison
+from qat_vsam.export.probe import IntegerProbe, OnnxProbe, Probe, answer
+from qat_vsam.export.proof import Comparison, Noise
 from qat_vsam.export.runtime import OnnxRuntime, PackedRuntime, Runtime
 from qat_vsam.quant import quant_layers
 
@@ -29,12 +29,12 @@ class Artifact:
 
     Attributes:
         runtime: computes logits.
-        answer: logits of a batch, and the codes that entered each layer.
+        probe: shows the codes that enter each layer.
         weights: weight codes by layer, one tensor for each copy in the file.
     """
 
     runtime: Runtime
-    answer: Callable[[Tensor], tuple[Tensor, LayerInputs]]
+    probe: Probe
     weights: Mapping[str, list[Tensor]]
 
 
@@ -43,47 +43,62 @@ def load_packed_artifact(path: Path, architecture: nn.Module) -> Artifact:
     model = load_packed(path, architecture)
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, IntegerLayer)]
     weights = {name: [layer.weight_codes] for name, layer in layers}
-    return Artifact(PackedRuntime(model), integer_probe(model), weights)
+    return Artifact(PackedRuntime(model), IntegerProbe(model), weights)
 
 
 def load_onnx_artifact(path: Path, disabled_optimizers: Sequence[str]) -> Artifact:
-    """An ONNX file in onnxruntime. Codes are read from a copy, logits come from the file itself."""
+    """An ONNX file in onnxruntime. Codes are seen in a copy, logits come from the file itself."""
     data = path.read_bytes()
     runtime = OnnxRuntime(data, None, disabled_optimizers, str(path))
-    probe = OnnxProbe(data, disabled_optimizers)
     weights = weight_codes(ir.from_proto(onnx.load_model_from_string(data)).graph)
-    return Artifact(runtime, lambda x: (runtime(x), probe(x)[1]), weights)
+    return Artifact(runtime, OnnxProbe(data, disabled_optimizers), weights)
 
 
-def compare(reference: nn.Module, artifact: Artifact, inputs: Tensor) -> tuple[dict[str, Any], Tensor]:
+def compare(reference: nn.Module, artifact: Artifact, inputs: Tensor) -> Comparison:
     """Run both sides.
 
     Args:
         reference: the fake-quantized or float model, in evaluation mode on the CPU.
         artifact: made from it.
         inputs: shape (N, ...).
-
-    Returns:
-        The figures of `Comparison`, and the model's logits for every input.
     """
     layers = {name: layer for name, layer in quant_layers(reference) if layer.weight_quantizer.enabled}
     comparison = Comparison()
     if layers:
         comparison.weight_mismatches = [
-            name
-            for name, layer in layers.items()
-            if not _same_weights(layer.weight_codes(), name, artifact.weights)
+            name for name, layer in layers.items() if not _same_weights(layer.weight_codes(), name, artifact.weights)
         ]
-    probe, logits = quantized_probe(reference), []
     for part in inputs.split(_BATCH):
-        expected, expected_inputs = probe(part)
-        actual, actual_inputs = artifact.answer(part)
-        comparison.add_logits(expected, actual)
-        logits.append(expected)
-        for name, tensors in expected_inputs.items():
-            for ours, theirs in zip(tensors, actual_inputs.get(name, []), strict=False):
+        logits, expected = answer(reference, part)
+        comparison.add_logits(logits, artifact.runtime(part))
+        actual = artifact.probe(part, expected) if layers else {}
+        for name in expected.keys() & actual.keys():
+            for ours, theirs in zip(expected[name], actual[name], strict=True):
                 comparison.add_layer(name, ours, theirs)
-    return comparison.figures(), torch.cat(logits)
+    return comparison
+
+
+def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Noise | None:
+    """How far a model is from itself computed in float64, with the same weight codes.
+
+    None where it cannot be told, because its forward makes float32 tensors itself.
+    """
+    exact = copy.deepcopy(reference)
+    with torch.no_grad():
+        for _, layer in quant_layers(exact):
+            if layer.weight_quantizer.enabled:
+                # on the grid already, so that no code changes with the precision
+                scale = layer.weight_quantizer.scale().double().reshape(-1, *[1] * (layer.weight.dim() - 1))
+                layer.weight.data = layer.weight_codes().double() * scale
+        try:
+            model = exact.double()
+            answers = torch.cat([model(part.double()) for part in inputs.split(_BATCH)])
+        except RuntimeError:
+            return None
+    comparison = Comparison()
+    comparison.add_logits(logits, answers)
+    figures = comparison.figures()
+    return Noise(figures["mean_logit_difference"], figures["max_logit_difference"])
 
 
 def _same_weights(codes: Tensor, name: str, stored: Mapping[str, list[Tensor]]) -> bool:

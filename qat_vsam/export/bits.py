@@ -45,18 +45,14 @@ def pack_codes(codes: Tensor, bits: int, lowest: int, stride: int = 1) -> Tensor
         [240, 8]
     """
     if not 1 <= bits <= 8:
-        raise InputError(
-            explain("bits", bits, "an integer in 1..8", "choose a width that the packed file can hold")
-        )
+        raise InputError(explain("bits", bits, "an integer in 1..8", "choose a width that the packed file can hold"))
     offsets = codes.detach().cpu().flatten().numpy().astype(np.int64) - lowest
     values = offsets // stride
     if offsets.size and (values.min() < 0 or values.max() >= 1 << bits or (offsets % stride).any()):
         got = f"codes in {codes.min().item()}..{codes.max().item()}"
         highest = lowest + stride * ((1 << bits) - 1)
         raise InputError(
-            explain(
-                "codes", got, f"{lowest}..{highest} in steps of {stride}", "pack with the quantizer's range"
-            )
+            explain("codes", got, f"{lowest}..{highest} in steps of {stride}", "pack with the quantizer's range")
         )
     planes = (values[:, None] >> np.arange(bits)) & 1  # (n, bits)
     return torch.from_numpy(np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little"))
@@ -84,9 +80,7 @@ def unpack_codes(packed: Tensor, count: int, bits: int, lowest: int, stride: int
     if packed.dtype != torch.uint8 or packed.numel() != expected:
         got = f"{packed.numel()} x {packed.dtype}"
         raise CheckpointError(
-            explain(
-                "packed codes", got, f"{expected} x torch.uint8", "export the model again, the file is broken"
-            )
+            explain("packed codes", got, f"{expected} x torch.uint8", "export the model again, the file is broken")
         )
     stream = np.unpackbits(packed.cpu().flatten().numpy(), bitorder="little")
     if stream[count * bits :].any():

@@ -82,14 +82,13 @@ def verify(path: str | Path, model: nn.Module | None = None, *, trust_builder: b
     data = read_bytes(path)
     if sha256(data) != content["artifact"]["sha256"]:
         raise CheckpointError(
-            explain(
-                str(path), "another file than the one proven", "the exported file, unchanged", "export again"
-            )
+            explain(str(path), "another file than the one proven", "the exported file, unchanged", "export again")
         )
     inputs, logits = _read_samples(path, content["samples"]["sha256"])
     runtime = load_runtime(path, model=model, trust_builder=trust_builder)
     comparison = Comparison()
     comparison.add_logits(logits, runtime(inputs))
+    noise = Proof.from_dict(content["proof"]).rounding_noise
     proof = Proof(
         format=runtime.format,
         runtime=runtime.name,
@@ -98,7 +97,7 @@ def verify(path: str | Path, model: nn.Module | None = None, *, trust_builder: b
         bytes=len(data),
         disabled_optimizers=runtime.disabled_optimizers,
         notes=(f"compared on the {len(inputs)} inputs stored at the export",),
-        **comparison.figures(),
+        **comparison.figures(noise, typical=True),
     )
     proof.raise_if_failed(str(path))
     return proof

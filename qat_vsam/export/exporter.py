@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, did_you_mean, explain
-from qat_vsam.export.artifact import Artifact, compare, load_onnx_artifact, load_packed_artifact
+from qat_vsam.export.artifact import (
+    Artifact,
+    compare,
+    load_onnx_artifact,
+    load_packed_artifact,
+    rounding_noise,
+)
 from qat_vsam.export.evidence import encode, side_files
 from qat_vsam.export.files import commit, staged, write
 from qat_vsam.export.onnx_graph import build_onnx
@@ -94,7 +100,10 @@ def export(
     with contextlib.ExitStack() as stack:
         temporary = {file: stack.enter_context(staged(file)) for file in (record, samples, path)}
         for artifact in _write_candidates(reference, temporary[path], format, inputs, builder, target):
-            figures, logits = compare(reference, artifact, inputs)
+            comparison = compare(reference, artifact, inputs)
+            figures = comparison.figures()
+            if not figures["passed"] and figures["weight_codes_equal"] is not False:
+                figures = comparison.figures(rounding_noise(reference, inputs, comparison.logits))
             if figures["passed"]:
                 break
         data = temporary[path].read_bytes()
@@ -105,11 +114,11 @@ def export(
             generated_inputs=generated,
             bytes=len(data),
             disabled_optimizers=artifact.runtime.disabled_optimizers,
-            notes=tuple(_notes(artifact, data, inputs, logits, generated, figures["logit_spread"])),
+            notes=tuple(_notes(artifact, data, inputs, comparison.logits, generated, figures)),
             **figures,
         )
         proof.raise_if_failed(str(path))
-        for file, content in encode(path, data, proof, inputs, logits).items():
+        for file, content in encode(path, data, proof, inputs, comparison.logits).items():
             write(temporary[file], content)
         # the record goes first and comes last: an artifact beside another's record cannot be
         record.unlink(missing_ok=True)
@@ -132,9 +141,10 @@ def _write_candidates(
         yield load_packed_artifact(place, model)
         return
     graph = build_onnx(model, inputs[:2])
-    quantized = any(True for _ in quant_layers(model))
-    sessions = [DISABLED_OPTIMIZERS] if quantized else [()]
-    if quantized and target == "onnxruntime":
+    # that optimizer works where both sides of a product are integers
+    on_integers = any(layer.input_quantizer is not None for _, layer in quant_layers(model))
+    sessions: list[tuple[str, ...]] = [DISABLED_OPTIMIZERS] if on_integers else [()]
+    if on_integers and target == "onnxruntime":
         sessions.insert(0, ())
     for disabled in sessions:
         onnx.helper.set_model_props(graph, {DISABLED_OPTIMIZERS_KEY: ",".join(disabled)})
@@ -155,11 +165,22 @@ def _check_inputs(sample: Tensor, check_inputs: Tensor | None, minimum: int) -> 
 
 
 def _notes(
-    artifact: Artifact, data: bytes, inputs: Tensor, logits: Tensor, generated: int, spread: float
+    artifact: Artifact,
+    data: bytes,
+    inputs: Tensor,
+    logits: Tensor,
+    generated: int,
+    figures: Mapping[str, Any],
 ) -> Iterator[str]:
     if generated:
         yield f"{generated} of the {len(inputs)} inputs are mixtures of the given ones, with noise"
-    if artifact.runtime.format != "onnx" or not artifact.weights:
+    spread = figures["logit_spread"]
+    if (noise := figures["rounding_noise"]) is not None:
+        yield (
+            f"in float64 the model's own logits differ by {noise.mean:.2g} on average and "
+            f"{noise.largest:.2g} at most, at spread {spread:.2g}: twice that is granted"
+        )
+    if artifact.runtime.format != "onnx" or figures["activation_codes_equal"] is None:
         return
     entries = ", ".join(f"{key}={value}" for key, value in SESSION_CONFIG.items())
     yield f"the session sets {entries}, without which x86 processors that lack VNNI saturate 8-bit products"
@@ -169,5 +190,5 @@ def _notes(
         names = ", ".join(artifact.runtime.disabled_optimizers)
         yield (
             f"with {names} left on, onnxruntime is faster but rounds biases: the mean logit difference is "
-            f"then {difference:.2g} on {len(logits[few])} inputs, at a spread of {spread:.2g}"
+            f"then {difference:.2g} on {len(logits[few])} inputs at spread {spread:.2g}"
         )

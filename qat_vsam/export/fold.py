@@ -4,17 +4,21 @@
       = conv(x, |f| s_w sign(f) w) + (b - mean) f + beta,         f = gamma / sqrt(var + eps)
 
 A negative f flips the sign of that channel's codes. The most negative 8-bit code, -128, has no opposite: a
-layer that holds it in such a channel keeps its batch norm as a node of its own. On the graph, any model works
-whose convolution is followed by nothing but its batch norm, whatever its forward looks like.
+layer that holds it in such a channel keeps its batch norm as a node of its own; a `narrow` grid has no -128.
+On the graph, any model works whose convolution is followed by nothing but its batch norm, whatever its forward
+looks like.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 def fold_batch_norms(graph: ir.Graph) -> None:
@@ -31,14 +35,14 @@ def settle_initializers(graph: ir.Graph) -> None:
     and makes two weights itself of one that two layers read.
     """
     for node in list(graph):
-        if node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer():
-            for consumer, position in list(node.outputs[0].uses())[1:]:
-                copied = _dequantize_like(graph, node, [value.const_value.numpy() for value in node.inputs])
-                consumer.replace_input_with(position, copied)
-            for position, value in enumerate(node.inputs):
-                if len(value.uses()) > 1:
-                    own = _initializer(graph, str(value.name), value.const_value.numpy())
-                    node.replace_input_with(position, own)
+        arrays = [_constant(value) for value in node.inputs]
+        if node.op_type != "DequantizeLinear" or any(array is None for array in arrays):
+            continue
+        for consumer, position in list(node.outputs[0].uses())[1:]:
+            consumer.replace_input_with(position, _dequantize_like(graph, node, arrays))
+        for position, value in enumerate(node.inputs):
+            if value is not None and len(value.uses()) > 1:
+                node.replace_input_with(position, _initializer(graph, value, arrays[position]))
     for name, value in list(graph.initializers.items()):
         plain = name.split("#")[0]
         if plain not in graph.initializers:
@@ -46,30 +50,28 @@ def settle_initializers(graph: ir.Graph) -> None:
 
 
 def _fold(graph: ir.Graph, norm: ir.Node) -> None:
-    between = norm.inputs[0]
-    layer = between.producer() if between is not None else None
-    constants = [_constant(value) for value in norm.inputs[1:5]]
-    if layer is None or not _may_absorb(layer) or any(value is None for value in constants):
+    between, *parameters = norm.inputs
+    layer = None if between is None else between.producer()
+    constants = [_constant(value) for value in parameters]
+    if between is None or layer is None or any(value is None for value in constants):
         return
-    if len(between.uses()) != 1 or between.is_graph_output():
+    if not _may_absorb(layer) or len(between.uses()) != 1 or between.is_graph_output():
         return
-    gamma, beta, mean, variance = (value.astype(np.float64) for value in constants if value is not None)
+    gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in constants)
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
     factor = gamma / np.sqrt(variance + epsilon)
-    old_bias = layer.inputs[2] if len(layer.inputs) > 2 else None
-    bias = np.zeros_like(mean) if old_bias is None else _constant(old_bias)
-    weight = _scaled_weight(graph, layer.inputs[1], factor)
-    if bias is None or weight is None:
+    x, weight, *rest = layer.inputs
+    old_bias = _constant(rest[0]) if rest and rest[0] is not None else np.zeros_like(mean)
+    scaled = None if weight is None else _scaled_weight(graph, weight, factor)
+    if old_bias is None or weight is None or scaled is None:
         return
-    folded = ((bias.astype(np.float64) - mean) * factor + beta).astype(np.float32)
-    new_bias = _initializer(graph, f"{_stem(layer.inputs[1])}.bias", folded)
-    inputs = [layer.inputs[0], weight, new_bias]
-    replacement = ir.Node("", layer.op_type, inputs, list(layer.attributes.values()), name=layer.name)
-    replacement.outputs[0].name = norm.outputs[0].name
-    replacement.outputs[0].type, replacement.outputs[0].shape = norm.outputs[0].type, norm.outputs[0].shape
+    folded = ((old_bias.astype(np.float64) - mean) * factor + beta).astype(np.float32)
+    bias = _initializer(graph, parameters[1] if not rest or rest[0] is None else rest[0], folded)
+    replacement = ir.Node("", layer.op_type, [x, scaled, bias], list(layer.attributes.values()))
+    old, new = norm.outputs[0], replacement.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
     graph.insert_after(layer, replacement)
-    output = norm.outputs[0]
-    output.replace_all_uses_with(replacement.outputs[0], replace_graph_outputs=True)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove([norm, layer], safe=True)
 
 
@@ -88,66 +90,56 @@ def _scaled_weight(graph: ir.Graph, weight: ir.Value, factor: Array) -> ir.Value
         values = _constant(weight)
         if values is None or values.dtype != np.float32:
             return None
-        scaled = values.astype(np.float64) * _along_axis_0(factor, values.ndim)
-        return _initializer(graph, str(weight.name), scaled.astype(np.float32))
-    if node.op_type != "DequantizeLinear":
+        return _initializer(graph, weight, (values * _along_axis_0(factor, values)).astype(np.float32))
+    codes, scale, *_ = (_constant(value) for value in node.inputs)
+    if node.op_type != "DequantizeLinear" or codes is None or scale is None:
         return None
-    codes, scale = _constant(node.inputs[0]), _constant(node.inputs[1])
-    if codes is None or scale is None:
-        return None
-    sign = _along_axis_0(np.sign(factor).astype(np.int16), codes.ndim)
-    flipped = codes.astype(np.int16) * sign
+    flipped = codes.astype(np.int16) * _along_axis_0(np.sign(factor), codes).astype(np.int16)
     limits = np.iinfo(codes.dtype)
-    if flipped.size and (flipped.min() < limits.min or flipped.max() > limits.max):
+    if flipped.min() < limits.min or flipped.max() > limits.max:
         return None
     # a channel switched off by gamma = 0 has zero codes; its scale stays, since runtimes divide by it
     magnitude = np.where(factor == 0, 1.0, np.abs(factor))
-    folded = (np.broadcast_to(scale, factor.shape).astype(np.float64) * magnitude).astype(np.float32)
-    zero_point = np.zeros(len(codes), codes.dtype)
-    return _dequantize_like(graph, node, [flipped.astype(codes.dtype), folded, zero_point])
+    scales = (np.broadcast_to(scale, factor.shape) * magnitude).astype(np.float32)
+    return _dequantize_like(graph, node, [flipped.astype(codes.dtype), scales, np.zeros_like(codes, shape=len(codes))])
 
 
-def _dequantize_like(graph: ir.Graph, node: ir.Node, arrays: list[NDArray[np.generic]]) -> ir.Value:
+def _dequantize_like(graph: ir.Graph, node: ir.Node, arrays: Sequence[Array | None]) -> ir.Value:
     """The result of another DequantizeLinear of the same kind: codes, scale and zero point are given."""
-    inputs = [_initializer(graph, str(v.name), array) for v, array in zip(node.inputs, arrays, strict=True)]
-    new = ir.Node("", "DequantizeLinear", inputs, list(node.attributes.values()))
+    inputs = [_initializer(graph, value, array) for value, array in zip(node.inputs, arrays, strict=True)]
+    new = ir.Node("", node.op_type, inputs, list(node.attributes.values()))
     old, result = node.outputs[0], new.outputs[0]
-    result.name = _free_name(graph, str(old.name))
-    result.type, result.shape = old.type, old.shape
+    result.name, result.type, result.shape = _free_name(graph, old), old.type, old.shape
     graph.insert_after(node, new)
     return result
 
 
-def _constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+def _constant(value: ir.Value | None) -> Array | None:
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
 
 
-def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    name = _free_name(graph, name)
+def _initializer(graph: ir.Graph, like: ir.Value | None, array: Array | None) -> ir.Value:
+    """An initializer with this content, named after another one."""
+    assert like is not None
+    assert array is not None
+    name = _free_name(graph, like)
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
-def _free_name(graph: ir.Graph, name: str) -> str:
-    """The name, with "#1", "#2", ... behind it where it is taken."""
-    stem = name.split("#")[0]
+def _free_name(graph: ir.Graph, like: ir.Value) -> str:
+    """A name for what replaces a value: "#1", "#2", ... behind its own."""
+    stem = str(like.name).split("#")[0]
     taken = {*graph.initializers, *(output.name for node in graph for output in node.outputs)}
-    number, free = 0, stem
-    while free in taken:
+    number = 1
+    while f"{stem}#{number}" in taken:
         number += 1
-        free = f"{stem}#{number}"
-    return free
+    return f"{stem}#{number}"
 
 
-def _stem(weight: ir.Value) -> str:
-    node = weight.producer()
-    name = str((weight if node is None else node.inputs[0]).name).split("#")[0]
-    return name.removesuffix(".weight_codes").removesuffix(".weight")
-
-
-def _along_axis_0(values: NDArray[np.generic], dimensions: int) -> NDArray[np.generic]:
-    return values.reshape(-1, *[1] * (dimensions - 1))
+def _along_axis_0(values: Array, like: Array) -> Array:
+    return values.reshape(-1, *[1] * (like.ndim - 1))

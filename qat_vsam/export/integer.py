@@ -13,6 +13,7 @@ could, the layer accumulates in float64.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
-from qat_vsam.quant import QuantConv2d, Quantizer, QuantLinear, quant_layers
+from qat_vsam.quant import Quantizer, QuantLayer, quant_layers
 from qat_vsam.quant.functional import quantize, sign_codes
 
 _FLOAT32_EXACT = 2**24
@@ -40,9 +41,7 @@ class Grid:
     def of(cls, quantizer: Quantizer) -> Grid:
         """The grid of a quantizer; the one-bit grid {-1, +1} is the only one that has no zero."""
         lowest, highest = int(quantizer.q_min), int(quantizer.q_max)
-        return cls(
-            quantizer.bits, lowest, highest, 2 if (lowest, highest, quantizer.bits) == (-1, 1, 1) else 1
-        )
+        return cls(quantizer.bits, lowest, highest, 2 if (lowest, highest, quantizer.bits) == (-1, 1, 1) else 1)
 
     def to_dict(self) -> dict[str, int]:
         """Plain numbers for a file."""
@@ -113,17 +112,13 @@ class IntegerLayer(nn.Module):
         """float32 where every partial sum of codes is exact in it, else float64."""
         if self.activation_grid is None:
             return self.weight_scale.dtype
-        reach = (
-            self.weight_codes.flatten(1).double().abs().sum(dim=1).max().item() * self.activation_grid.largest
-        )
+        reach = self.weight_codes.flatten(1).double().abs().sum(dim=1).max().item() * self.activation_grid.largest
         return torch.float32 if reach < _FLOAT32_EXACT else torch.float64
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.accumulator()
         sums = self.operate(self.activation_codes(x).to(dtype), self.weight_codes.to(dtype), None).to(x.dtype)
-        scale = (
-            self.weight_scale if self.activation_scale is None else self.weight_scale * self.activation_scale
-        )
+        scale = self.weight_scale if self.activation_scale is None else self.weight_scale * self.activation_scale
         y = sums * self.per_channel(scale)
         return y if self.bias is None else y + self.per_channel(self.bias)
 
@@ -157,7 +152,7 @@ class IntegerConv2d(IntegerLayer):
 class IntegerLinear(IntegerLayer):
     """`IntegerLayer` as a linear map: input (..., I), output (..., O)."""
 
-    def __init__(self, geometry: nn.Linear, *codes: Any) -> None:
+    def __init__(self, geometry: nn.Module, *codes: Any) -> None:
         super().__init__(*codes)
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -167,16 +162,16 @@ class IntegerLinear(IntegerLayer):
         return values
 
 
-def integer_layer(geometry: nn.Conv2d | nn.Linear, *codes: Any) -> IntegerLayer:
+def integer_layer(geometry: nn.Module, *codes: Any) -> IntegerLayer:
     """An `IntegerLayer` in the place of a layer: its stride, padding and so on, with the given codes."""
-    return (IntegerConv2d if isinstance(geometry, nn.Conv2d) else IntegerLinear)(geometry, *codes)
+    return IntegerConv2d(geometry, *codes) if isinstance(geometry, nn.Conv2d) else IntegerLinear(geometry, *codes)
 
 
-def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put other modules in the place of some, wherever they are registered; in place, but for the root."""
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if child in replacements:
+        for name, child in list(parent._modules.items()):  # named_children leaves out a second name
+            if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
     return replacements.get(model, model)
 
@@ -203,11 +198,13 @@ def integer_model(model: nn.Module) -> nn.Module:
         True
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    replacements = {layer: _from_quantized(name, layer) for name, layer in list(quant_layers(copied))}
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in list(quant_layers(copied)):
+        replacements[layer] = _from_quantized(name, layer)
     return replace_modules(copied, replacements)
 
 
-def _from_quantized(name: str, layer: QuantConv2d | QuantLinear) -> nn.Module:
+def _from_quantized(name: str, layer: QuantLayer) -> nn.Module:
     activation = layer.input_quantizer
     if activation is not None and not activation.enabled:
         activation = None

@@ -15,8 +15,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
@@ -28,6 +28,7 @@ from onnx_ir.passes.common import (
 )
 from onnxscript import opset18 as op
 from torch import Tensor, nn
+from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, settle_initializers
@@ -35,7 +36,6 @@ from qat_vsam.export.integer import Grid, IntegerLayer, integer_model, replace_m
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 
 INPUT, OUTPUT = "input", "logits"
-WEIGHT_CODES = ".weight_codes"
 # 18 has every operator used here; runtimes lag behind the newest
 OPSET = 18
 
@@ -64,14 +64,14 @@ def _(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 class _TracedLayer(nn.Module):
     """An `IntegerLayer` written with the two operators; its buffers become the graph's initializers."""
 
+    bias: Tensor | None
+
     def __init__(self, layer: IntegerLayer) -> None:
         super().__init__()
         for name, buffer in layer.named_buffers():
             self.register_buffer(name, buffer)
         # zeros may be left out, but onnxruntime then fails in a Gemm where it shifts the weights to unsigned
-        self.register_buffer(
-            "weight_zero_point", torch.zeros(len(layer.weight_codes), dtype=layer.weight_codes.dtype)
-        )
+        self.register_buffer("weight_zero_point", torch.zeros(len(layer.weight_codes), dtype=layer.weight_codes.dtype))
         self.operate = layer.operate
         self.grid = layer.activation_grid
         self.has_bias = layer.bias is not None
@@ -98,14 +98,13 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
         InputError: the model cannot be traced, or a layer cannot be written as integers.
     """
     traced = integer_model(model).cpu()
-    replacements = {
-        layer: _TracedLayer(layer) for layer in traced.modules() if isinstance(layer, IntegerLayer)
-    }
+    layers = [layer for layer in traced.modules() if isinstance(layer, IntegerLayer)]
+    replacements: dict[nn.Module, nn.Module] = {layer: _TracedLayer(layer) for layer in layers}
     traced = replace_modules(traced, replacements)
     sample = sample.detach().cpu()
     # a traced batch of one would be taken for a constant
     sample = torch.cat([sample[:1], sample[:1]])
-    table = {
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.qat_vsam.fake_quantize.default: _translate_fake_quantize,
         torch.ops.qat_vsam.dequantize.default: _translate_dequantize,
     }
@@ -132,7 +131,7 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
                 'change its forward, or use format="packed"',
             )
         ) from error
-    graph = program.model
+    graph = cast("ONNXProgram", program).model
     fold_batch_norms(graph.graph)
     for tidy in (
         CommonSubexpressionEliminationPass(),  # one QuantizeLinear for all consumers of a tensor
@@ -190,34 +189,31 @@ def layer_inputs(graph: ir.Graph) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for node in graph:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        weight = _trace_back(node.inputs[1], ("Transpose", "DequantizeLinear"))
-        if (
-            not weight.name.split("#")[0].endswith(WEIGHT_CODES)
-            and weight.name.split("#")[0] != WEIGHT_CODES[1:]
-        ):
-            continue
-        value = _trace_back(node.inputs[0], ("DequantizeLinear",))
-        found.setdefault(layer_of(weight.name), []).append(value.name)
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            layer = layer_of(_trace_back(node.inputs[1], ("Transpose", "DequantizeLinear")))
+            if layer is not None:
+                value = _trace_back(node.inputs[0], ("Pad", "DequantizeLinear"))
+                found.setdefault(layer, []).append(value)
     return found
-
-
-def layer_of(initializer: str) -> str:
-    """Name of the layer that an initializer of weight codes belongs to."""
-    return initializer.split("#")[0].removesuffix(WEIGHT_CODES[1:]).removesuffix(".")
 
 
 def weight_codes(graph: ir.Graph) -> dict[str, list[Tensor]]:
     """The integer weights of each quantized layer as they lie in the graph, once for each folded copy."""
     found: dict[str, list[Tensor]] = {}
     for name, value in graph.initializers.items():
-        if name.split("#")[0].endswith(WEIGHT_CODES[1:]):
-            found.setdefault(layer_of(name), []).append(torch.from_numpy(value.const_value.numpy().copy()))
+        layer = layer_of(name)
+        if layer is not None and value.const_value is not None:
+            found.setdefault(layer, []).append(torch.from_numpy(value.const_value.numpy().copy()))
     return found
 
 
-def _trace_back(value: ir.Value, through: tuple[str, ...]) -> ir.Value:
-    while (node := value.producer()) is not None and node.op_type in through:
+def layer_of(initializer: str) -> str | None:
+    """Name of the layer that an initializer holds the weight codes of; None where it holds something else."""
+    *path, last = initializer.split("#")[0].split(".")
+    return ".".join(path) if last == "weight_codes" else None
+
+
+def _trace_back(value: ir.Value | None, through: tuple[str, ...]) -> str:
+    while value is not None and (node := value.producer()) is not None and node.op_type in through:
         value = node.inputs[0]
-    return value
+    return "" if value is None else str(value.name)

@@ -103,9 +103,7 @@ def read_packed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         text, digest, name = metadata["content"], metadata["sha256"], metadata["format"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            explain(str(path), f"an unreadable file ({error})", "a packed model", _AGAIN)
-        ) from error
+        raise CheckpointError(explain(str(path), f"an unreadable file ({error})", "a packed model", _AGAIN)) from error
     if name != FORMAT or _digest(text, tensors) != digest:
         got = f"format {name!r}" if name != FORMAT else "content that its checksum does not fit"
         raise CheckpointError(explain(str(path), got, f"an unchanged {FORMAT} file", _AGAIN))
@@ -122,9 +120,7 @@ def read_packed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return content, tensors
 
 
-def load_packed(
-    path: str | Path, model: nn.Module | None = None, *, trust_builder: bool = False
-) -> nn.Module:
+def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_builder: bool = False) -> nn.Module:
     """Rebuild the integer model from a packed file.
 
     Args:
@@ -163,9 +159,7 @@ def load_packed(
         if not isinstance(place, nn.Conv2d | nn.Linear) or list(place.weight.shape) != row["shape"]:
             got = "no such layer" if place is None else f"a {type(place).__name__}"
             expected = f"a convolution or linear layer with a weight of shape {row['shape']}"
-            raise CheckpointError(
-                explain(f"{path}: {name}", got, expected, "pass the model that was exported")
-            )
+            raise CheckpointError(explain(f"{path}: {name}", got, expected, "pass the model that was exported"))
         replacements[place] = _unpack_layer(name, place, row, tensors)
     built = replace_modules(built, replacements)
     _load_state(path, built, tensors)
@@ -185,9 +179,7 @@ def _unpack_layer(
     if "activation" not in row:
         return integer_layer(place, tensors[key], scale, grid, bias)
     activation = Grid(**row["activation"])
-    return integer_layer(
-        place, tensors[key], scale, grid, bias, tensors[f"{prefix}activation_scale"], activation
-    )
+    return integer_layer(place, tensors[key], scale, grid, bias, tensors[f"{prefix}activation_scale"], activation)
 
 
 def _load_state(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -236,9 +228,7 @@ def _build(path: Path, builder: Any, trust: bool) -> nn.Module:
     except QatVsamError:
         raise
     except Exception as error:  # a builder may raise anything when the options do not fit
-        raise CheckpointError(
-            explain(f"{path}: builder", builder, "a model that can be built", str(error))
-        ) from error
+        raise CheckpointError(explain(f"{path}: builder", builder, "a model that can be built", str(error))) from error
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

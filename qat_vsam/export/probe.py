@@ -1,8 +1,15 @@
-"""Run a model and see the codes that enter its layers: in PyTorch by hooks, in ONNX by extra outputs."""
+"""See the codes that enter each layer, of a model and of its artifact.
+
+The artifact's layers are given the codes of the model, not those of the artifact's own layers before them:
+rounding is discontinuous, so that one value on the edge between two codes would grow into many differences
+further down. A difference then stays in the layer that makes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -12,80 +19,85 @@ from torch import Tensor, nn
 from qat_vsam.export.integer import IntegerLayer
 from qat_vsam.export.onnx_graph import layer_inputs
 from qat_vsam.export.runtime import OnnxRuntime
-from qat_vsam.quant import QuantConv2d, QuantLinear, quant_layers
+from qat_vsam.quant import QuantLayer, quant_layers
 
 LayerInputs = dict[str, list[Tensor]]
-Probe = Callable[[Tensor], tuple[Tensor, LayerInputs]]
-"""A batch of inputs -> (logits, the codes that entered each layer, one tensor for each call of it)."""
+"""Layer -> the codes that entered it, one tensor for each call; floats where only weights are quantized."""
+
+Probe = Callable[[Tensor, LayerInputs], LayerInputs]
+"""(inputs, what entered the layers of the model) -> what enters the layers of the artifact."""
 
 
-class TorchProbe:
-    """A `Probe` of a PyTorch model.
+def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, LayerInputs]:
+    """Logits of a fake-quantized model, and what enters its layers."""
+    seen: LayerInputs = {}
 
-    Args:
-        model: in evaluation mode.
-        readers: name of a layer -> (the layer, what it makes of its input).
-    """
-
-    def __init__(
-        self, model: nn.Module, readers: Mapping[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]
-    ) -> None:
-        self._model = model
-        self._readers = readers
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, LayerInputs]:
-        seen: LayerInputs = {name: [] for name in self._readers}
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda _, inputs, name=name, read=read: seen[name].append(read(inputs[0]))
-            )
-            for name, (layer, read) in self._readers.items()
-        ]
-        try:
-            with torch.no_grad():
-                logits: Tensor = self._model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return logits, seen
-
-
-def quantized_probe(model: nn.Module) -> TorchProbe:
-    """A probe of a fake-quantized model: what its input quantizers make of each layer's input."""
-
-    def reader(layer: QuantConv2d | QuantLinear) -> Callable[[Tensor], Tensor]:
+    def note(name: str, layer: QuantLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         quantizer = layer.input_quantizer
-        return (lambda x: x) if quantizer is None or not quantizer.enabled else quantizer.codes
+        read = quantizer.codes if quantizer is not None and quantizer.enabled else torch.Tensor.detach
+        return lambda _, arguments: seen.setdefault(name, []).append(read(arguments[0]))
 
-    layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_quantizer.enabled]
-    return TorchProbe(model, {name: (layer, reader(layer)) for name, layer in layers})
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in quant_layers(model):
+            if layer.weight_quantizer.enabled:
+                hooks.callback(layer.register_forward_pre_hook(note(name, layer)).remove)
+        logits: Tensor = model(x)
+    return logits, seen
 
 
-def integer_probe(model: nn.Module) -> TorchProbe:
-    """A probe of an integer model."""
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, IntegerLayer)]
-    return TorchProbe(model, {name: (layer, layer.activation_codes) for name, layer in layers})
+class IntegerProbe:
+    """A `Probe` of an integer model, by hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, x: Tensor, given: LayerInputs) -> LayerInputs:
+        seen: LayerInputs = {}
+
+        def exchange(name: str) -> Callable[[IntegerLayer, tuple[Any, ...]], tuple[Any, ...]]:
+            def hook(layer: IntegerLayer, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+                calls = seen.setdefault(name, [])
+                calls.append(layer.activation_codes(arguments[0]))
+                if layer.activation_scale is None:
+                    return arguments
+                return (given[name][len(calls) - 1].to(arguments[0].dtype) * layer.activation_scale,)
+
+            return hook
+
+        with ExitStack() as hooks, torch.no_grad():
+            for name, layer in self._model.named_modules():
+                if isinstance(layer, IntegerLayer):
+                    hooks.callback(layer.register_forward_pre_hook(exchange(name)).remove)
+            self._model(x)
+        return seen
 
 
 class OnnxProbe:
-    """A probe of an ONNX graph: runs a copy whose layer inputs are outputs as well."""
+    """A `Probe` of an ONNX graph: a copy whose codes come from outside, while those it makes go outside."""
 
     def __init__(self, data: bytes, disabled_optimizers: Sequence[str]) -> None:
         model = ir.from_proto(onnx.load_model_from_string(data))
-        self._names = layer_inputs(model.graph)
-        outputs = {value.name for value in model.graph.outputs}
-        self._inputs = {value.name for value in model.graph.inputs}
-        wanted = {name for names in self._names.values() for name in names}
-        for node in model.graph:
-            for value in node.outputs:
-                if value.name in wanted - outputs:
-                    model.graph.outputs.append(value)
+        graph = model.graph
+        self._input = str(graph.inputs[0].name)
+        self._layers = layer_inputs(graph)
+        self._given: dict[str, str] = {}
+        for name in {name for names in self._layers.values() for name in names} - {self._input}:
+            value = next(v for node in graph for v in node.outputs if v.name == name)
+            graph.outputs.append(value)
+            if value.dtype in (ir.DataType.INT8, ir.DataType.UINT8):
+                outside = ir.Value(name=f"given {name}", shape=value.shape, type=value.type)
+                graph.inputs.append(outside)
+                self._given[name] = str(outside.name)
+                for consumer, position in list(value.uses()):
+                    if consumer.op_type == "DequantizeLinear":
+                        consumer.replace_input_with(position, outside)
         self._runtime = OnnxRuntime(ir.to_proto(model).SerializeToString(), None, disabled_optimizers)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, LayerInputs]:
-        arrays = dict(zip(self._runtime.outputs, self._runtime.run(x), strict=True))
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        tensors.update(dict.fromkeys(self._inputs, x))
-        return tensors[self._runtime.outputs[0]], {
-            layer: [tensors[name] for name in names] for layer, names in self._names.items()
-        }
+    def __call__(self, x: Tensor, given: LayerInputs) -> LayerInputs:
+        feeds = {self._input: x}
+        for layer, names in self._layers.items():
+            for name, codes in zip(names, given[layer], strict=True):
+                if name in self._given:
+                    feeds[self._given[name]] = codes
+        seen = {**self._runtime.run(feeds), self._input: x}
+        return {layer: [seen[name] for name in names] for layer, names in self._layers.items()}

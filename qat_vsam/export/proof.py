@@ -1,12 +1,19 @@
 """How far an artifact, run in its own runtime, is from the fake-quantized model; and how far is too far.
 
     weight codes            all equal (batch-norm folding may flip the sign of a whole channel)
-    activation codes        >= 99.9 % equal, over all layers and inputs
+    activation codes        >= 99.9 % equal over all layers, each layer given the model's own input
     argmax                  >= 99.9 % of the inputs agree
     mean |logit - logit'|   <= 1e-3 of the logit spread
 
 The logit spread is the standard deviation of each logit over the inputs, averaged over the logits: the scale
 on which logits tell inputs apart. Of fewer than 1,000 inputs, one argmax may differ.
+
+The two lower rows compare whole runs, in which float rounding can push a value over the edge between two
+codes, and that difference grows from layer to layer. Fine grids in deep nets are far from themselves in that
+way: the same PyTorch model with other convolution kernels may miss 1e-3. Where an artifact misses a lower
+row, the model is therefore run in float64 as well. Twice its mean distance from itself is granted on top, and
+argmax is judged on the inputs whose two largest logits lie further apart than twice its largest distance from
+itself. The proof then says so.
 """
 
 from __future__ import annotations
@@ -29,6 +36,18 @@ _FLOAT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
+class Noise:
+    """How far a model in float32 is from itself in float64.
+
+    Attributes:
+        mean, largest: absolute difference of a logit.
+    """
+
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Proof:
     """The figures of one comparison.
 
@@ -40,6 +59,7 @@ class Proof:
         weight_codes_equal: whether every weight code is the same; None without quantized weights, or where
             only logits were compared.
         activation_codes_equal: share of equal codes; None without quantized activations, or as above.
+        rounding_noise: distance of the model's logits from its own in float64; None where nobody asked.
         argmax_agreement: share of inputs whose largest logit is the same one.
         mean_logit_difference, max_logit_difference, logit_spread: in units of the logits.
         bytes: size of the artifact.
@@ -60,6 +80,7 @@ class Proof:
     mean_logit_difference: float
     max_logit_difference: float
     logit_spread: float
+    rounding_noise: Noise | None
     bytes: int
     disabled_optimizers: tuple[str, ...]
     notes: tuple[str, ...]
@@ -89,8 +110,11 @@ class Proof:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Proof:
         """The proof written by `to_dict`."""
-        lists = ("disabled_optimizers", "notes")
-        return cls(**{key: tuple(value) if key in lists else value for key, value in values.items()})
+        known = dict(values)
+        known.update({key: tuple(known[key]) for key in ("disabled_optimizers", "notes")})
+        if known["rounding_noise"] is not None:
+            known["rounding_noise"] = Noise(**known["rounding_noise"])
+        return cls(**known)
 
     def raise_if_failed(self, source: str) -> None:
         """Raise with the worst layer and every figure that misses its threshold.
@@ -100,9 +124,7 @@ class Proof:
         """
         if self.passed:
             return
-        codes = (
-            "" if self.activation_codes_equal is None else f", {self.activation_codes_equal:.4%} equal codes"
-        )
+        codes = "" if self.activation_codes_equal is None else f", {self.activation_codes_equal:.4%} equal codes"
         got = (
             f"{self.argmax_agreement:.2%} equal argmax, mean logit difference "
             f"{self.mean_logit_difference:.3g} at spread {self.logit_spread:.3g}{codes}, "
@@ -113,9 +135,7 @@ class Proof:
                 source,
                 got,
                 f"argmax and codes >= {ARGMAX_EQUAL:.1%}, difference <= {LOGIT_TOLERANCE:g} of the spread",
-                f"look at layer {self.worst_layer}"
-                if self.worst_layer
-                else "look at the layers kept in float",
+                f"look at layer {self.worst_layer}" if self.worst_layer else "look at the layers kept in float",
             )
         )
 
@@ -153,36 +173,55 @@ class Comparison:
         self._equal[name] = self._equal.get(name, 0) + int(equal.sum())
         self._total[name] = self._total.get(name, 0) + equal.numel()
 
-    def figures(self) -> dict[str, Any]:
-        """The fields of `Proof` that the comparison decides."""
+    @property
+    def logits(self) -> Tensor:
+        """The reference's logits so far, float32."""
+        return torch.cat(self._reference).float()
+
+    def figures(self, noise: Noise | None = None, typical: bool = False) -> dict[str, Any]:
+        """The fields of `Proof` that the comparison decides.
+
+        Args:
+            noise: what to grant on top of the thresholds.
+            typical: judge the median input, not the mean: of a few inputs, one on an edge decides the mean.
+        """
         reference, candidate = torch.cat(self._reference), torch.cat(self._candidate)
         difference = (reference - candidate).abs()
         classes = min(1, reference.dim() - 1)
-        agreement = (reference.argmax(classes) == candidate.argmax(classes)).double().mean().item()
-        spread = reference.std(dim=0, correction=0).mean().item() if len(reference) else 0.0
+        agreeing = reference.argmax(classes) == candidate.argmax(classes)
+        spread = reference.std(dim=0, correction=0).mean().item()
         mean = difference.mean().item()
+        judged = difference.flatten(1).mean(1).median().item() if typical else mean
         # a model that does not tell its inputs apart has no spread, but float rounding all the same
         rounding = torch.finfo(torch.float32).eps * reference.abs().max().item()
-        total = sum(self._total[name] for name in self._integer)
-        codes = sum(self._equal[name] for name in self._integer) / total if total else None
+        tolerance = max(LOGIT_TOLERANCE * spread, rounding)
+        decided = torch.ones_like(agreeing)
+        if noise is not None:
+            tolerance += 2 * noise.mean
+            decided = _margin(reference, classes) > 2 * noise.largest
+        lost = int((decided & ~agreeing).sum())
+        codes = self._codes_equal()
         weights = None if self.weight_mismatches is None else not self.weight_mismatches
         return {
             "inputs": len(reference),
             "weight_codes_equal": weights,
             "activation_codes_equal": codes,
-            "argmax_agreement": agreement,
+            "argmax_agreement": agreeing.double().mean().item(),
             "mean_logit_difference": mean,
             "max_logit_difference": difference.max().item(),
             "logit_spread": spread,
+            "rounding_noise": noise,
             # written so that a NaN fails
-            "passed": bool(
-                weights is not False
-                and (codes is None or codes >= CODES_EQUAL)
-                and agreement >= min(ARGMAX_EQUAL, 1 - 1 / len(reference))
-                and mean <= max(LOGIT_TOLERANCE * spread, rounding)
-            ),
+            "passed": weights is not False
+            and (codes is None or codes >= CODES_EQUAL)
+            and lost <= max(1, (1 - ARGMAX_EQUAL) * int(decided.sum()) + 1e-9)
+            and judged <= tolerance,
             "worst_layer": self._worst_layer(),
         }
+
+    def _codes_equal(self) -> float | None:
+        total = sum(self._total[name] for name in self._integer)
+        return sum(self._equal[name] for name in self._integer) / total if total else None
 
     def _worst_layer(self) -> str | None:
         if self.weight_mismatches:
@@ -192,6 +231,14 @@ class Comparison:
             return None
         worst = min(shares, key=shares.__getitem__)
         return f"{worst} ({shares[worst]:.4%} of its inputs equal)"
+
+
+def _margin(logits: Tensor, classes: int) -> Tensor:
+    """Distance between the two largest logits; infinite where there is only one."""
+    if logits.shape[classes] < 2:
+        return torch.full_like(logits.select(classes, 0), torch.inf)
+    first, second = logits.topk(2, dim=classes).values.unbind(classes)
+    return first - second
 
 
 def generate_inputs(given: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime
@@ -89,26 +88,23 @@ class OnnxRuntime(Runtime):
             )
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise CheckpointError(
-                explain(
-                    source, str(error).splitlines()[0], "a graph that onnxruntime can run", "export it again"
-                )
+                explain(source, str(error).splitlines()[0], "a graph that onnxruntime can run", "export it again")
             ) from error
         self._input = self._session.get_inputs()[0].name
-        self.outputs = [output.name for output in self._session.get_outputs()]
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, x: Tensor) -> list[Any]:
-        """Every output of the graph, as NumPy arrays."""
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every output of the graph by name, for every input by name."""
+        feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
         try:
-            return list(self._session.run(self.outputs, {self._input: x.detach().cpu().contiguous().numpy()}))
+            arrays = self._session.run(self._outputs, feeds)
         except Exception as error:  # see above
-            raise InputError(
-                explain(
-                    "x", f"{tuple(x.shape)} {x.dtype}", "the shape and type that was exported", str(error)
-                )
-            ) from error
+            shapes = ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in inputs.values())
+            raise InputError(explain("x", shapes, "the shape and type that was exported", str(error))) from error
+        return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.run(x)[0])
+        return self.run({self._input: x})[self._outputs[0]]
 
 
 class PackedRuntime(Runtime):
@@ -161,9 +157,7 @@ def load_runtime(
         ('onnxruntime', (8, 10))
     """
     if threads is not None and threads < 1:
-        raise InputError(
-            explain("threads", threads, "a number >= 1, or None", "leave it out for the default")
-        )
+        raise InputError(explain("threads", threads, "a number >= 1, or None", "leave it out for the default"))
     path = Path(path)
     data = read_bytes(path)
     # a safetensors file is the length of its header, 8 bytes, and the header, a JSON object
@@ -202,9 +196,7 @@ def disabled_optimizers_of(data: bytes, source: str) -> tuple[str, ...]:
     try:
         properties = {entry.key: entry.value for entry in onnx.load_model_from_string(data).metadata_props}
     except Exception as error:  # protobuf's exceptions share no public base
-        raise CheckpointError(
-            explain(source, "an unreadable file", "an ONNX graph", "export it again")
-        ) from error
+        raise CheckpointError(explain(source, "an unreadable file", "an ONNX graph", "export it again")) from error
     names = properties.get(DISABLED_OPTIMIZERS_KEY)
     return DISABLED_OPTIMIZERS if names is None else tuple(filter(None, names.split(",")))
 

@@ -18,13 +18,9 @@ def codes_of(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     seen: dict[str, torch.Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, IntegerLayer):
-            layer.register_forward_pre_hook(
-                lambda m, i, name=name: seen.update({name: m.activation_codes(i[0])})
-            )
+            layer.register_forward_pre_hook(lambda m, i, name=name: seen.update({name: m.activation_codes(i[0])}))
     for name, layer in quant_layers(model):
-        layer.register_forward_pre_hook(
-            lambda m, i, name=name: seen.update({name: m.input_quantizer.codes(i[0])})
-        )
+        layer.register_forward_pre_hook(lambda m, i, name=name: seen.update({name: m.input_quantizer.codes(i[0])}))
     model(x)
     return seen
 
@@ -84,9 +80,7 @@ def test_padding_modes_and_string_padding(mode: str, x) -> None:
 def test_weight_only_keeps_float_activations(quantize, x) -> None:
     model = quantize("w4")
     integers = integer_model(model)
-    assert all(
-        layer.activation_scale is None for layer in integers.modules() if isinstance(layer, IntegerLayer)
-    )
+    assert all(layer.activation_scale is None for layer in integers.modules() if isinstance(layer, IntegerLayer))
     torch.testing.assert_close(integers(x), model(x), rtol=1e-4, atol=1e-4)
 
 

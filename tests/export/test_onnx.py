@@ -134,9 +134,7 @@ def test_a_tensor_with_two_consumers_is_quantized_once(tmp_path, x) -> None:
 
 def test_large_8_bit_weights_do_not_saturate(tmp_path) -> None:
     """x86 kernels without VNNI add pairs of products in 16 bits unless told otherwise."""
-    model = nn.Sequential(
-        nn.Conv2d(32, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False), nn.Flatten()
-    )
+    model = nn.Sequential(nn.Conv2d(32, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False), nn.Flatten())
     nn.init.uniform_(model[0].weight, 0.9, 1.0)
     inputs = torch.rand(32, 32, 4, 4) + 1
     qv.prepare(model, qv.QuantSpec.preset("w8a8", method="minmax"))

@@ -70,14 +70,22 @@ def test_it_is_a_safetensors_file_that_says_what_it_is(artifact) -> None:
     assert content["layers"]["wide"]["weight"]["bits"] == 4
 
 
+def test_a_layer_under_two_names_stays_one_layer(tmp_path) -> None:
+    layer = nn.Linear(6, 6)
+    model, inputs = nn.Sequential(layer, nn.ReLU(), layer), torch.randn(32, 6)
+    qv.prepare(model, qv.QuantSpec.preset("w4a4"))
+    qv.calibrate(model, [inputs])
+    path = tmp_path / "model"
+    assert qv.export(model, path, format="packed", sample=inputs).passed
+    assert torch.equal(load_packed(path, model)(inputs), integer_model(model)(inputs))
+
+
 def test_any_flipped_bit_is_noticed(artifact) -> None:
     path, model = artifact
     data = path.read_bytes()
     generator = random.Random(0)
     header = 8 + int.from_bytes(data[:8], "little")
-    places = [generator.randrange(header) for _ in range(400)] + [
-        generator.randrange(len(data)) for _ in range(600)
-    ]
+    places = [generator.randrange(header) for _ in range(400)] + [generator.randrange(len(data)) for _ in range(600)]
     for place in places:
         broken = bytearray(data)
         broken[place] ^= 1 << generator.randrange(8)

@@ -11,21 +11,25 @@ from torch import nn
 import qat_vsam as qv
 from qat_vsam.errors import CheckpointError, ExportMismatch, InputError
 from qat_vsam.export import Proof, generate_inputs, read_proof
-from qat_vsam.export.proof import Comparison
+from qat_vsam.export.proof import Comparison, Noise
 
 
 class Drifting(nn.Module):
-    """Its second layer sees another input at each call, so that no export can equal it."""
+    """Its second layer sees another input at each call, so that no export can equal it.
+
+    The third layer then sees another input, too, but only because of the second.
+    """
 
     calls = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.first, self.second, self.third = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         Drifting.calls += 1
-        return self.second(torch.relu(self.first(x)) * (1 + 0.5 * (Drifting.calls % 3)))
+        x = torch.relu(self.first(x)) * (1 + 0.5 * (Drifting.calls % 3))
+        return self.third(torch.relu(self.second(x)))
 
 
 @pytest.fixture
@@ -92,9 +96,7 @@ def test_an_artifact_of_another_model_is_refused(tmp_path, quantize, x) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_a_disk_that_fails_leaves_one_clear_error_and_no_file(
-    number, call, tmp_path, quantize, x, monkeypatch
-) -> None:
+def test_a_disk_that_fails_leaves_one_clear_error_and_no_file(number, call, tmp_path, quantize, x, monkeypatch) -> None:
     path = tmp_path / "model.safetensors"
 
     def fail(*_: object, **__: object) -> None:
@@ -154,6 +156,28 @@ def test_thresholds() -> None:
     flipped[:3, logits[:3].argmin(1)] = logits.max() + 1
     assert figures(logits, flipped)["argmax_agreement"] == 1997 / 2000
     assert not figures(logits, flipped)["passed"]
+
+
+def test_twice_the_rounding_noise_is_granted_and_no_more() -> None:
+    logits = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0))
+    comparison = Comparison()
+    comparison.add_logits(logits, logits + 0.01)
+    assert not comparison.figures()["passed"]
+    assert comparison.figures(Noise(mean=0.005, largest=0.1))["passed"]
+    assert not comparison.figures(Noise(mean=0.004, largest=0.1))["passed"]
+
+
+def test_argmax_is_judged_where_rounding_cannot_decide_it() -> None:
+    logits = torch.zeros(1000, 2)
+    logits[:, 0] = 1.0
+    logits[:10, 0] = 0.01  # these are decided by a hair
+    other = logits.clone()
+    other[:10, 1] = 0.02
+    comparison = Comparison()
+    comparison.add_logits(logits, other)
+    assert comparison.figures()["argmax_agreement"] == 0.99
+    assert not comparison.figures(Noise(mean=1.0, largest=0.001))["passed"]
+    assert comparison.figures(Noise(mean=1.0, largest=0.006))["passed"]
 
 
 def test_one_wrong_weight_code_fails_and_names_its_layer() -> None:
