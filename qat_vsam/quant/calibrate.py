@@ -51,9 +51,7 @@ def calibrate(
         raise ConfigError(explain("method", method, "one of " + ", ".join(STEP_SIZE_METHODS), advice))
     layers = list(quant_layers(model))
     if not layers:
-        raise InputError(
-            explain("model", "no quantized layer", "a prepared model", "call prepare(model, spec)")
-        )
+        raise InputError(explain("model", "no quantized layer", "a prepared model", "call prepare(model, spec)"))
     inputs = inputs_of(batches, model, max_batches)
     first = next(inputs, None)
     if first is None:
@@ -83,13 +81,9 @@ def _observe(model: nn.Module, inputs: Iterable[Tensor]) -> dict[Any, TensorStat
     unreached = [names[quantizer] for quantizer, statistics in seen.items() if statistics.count == 0]
     if unreached:
         advice = "give data that reaches them, or keep them in float"
-        raise InputError(
-            explain("calibration", f"no input at {', '.join(unreached)}", "one at every layer", advice)
-        )
+        raise InputError(explain("calibration", f"no input at {', '.join(unreached)}", "one at every layer", advice))
     broken = [names[quantizer] for quantizer, statistics in seen.items() if not statistics.finite]
     if broken:
         advice = "check the weights of the float model"
-        raise InputError(
-            explain("calibration", f"NaN or infinity at {', '.join(broken)}", "finite inputs", advice)
-        )
+        raise InputError(explain("calibration", f"NaN or infinity at {', '.join(broken)}", "finite inputs", advice))
     return seen

@@ -82,9 +82,7 @@ def _fused_forward(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
     return torch.round(torch.clamp(x / scale, q_min, q_max)) * scale
 
 
-def _fused_backward(
-    gradient: Tensor, x: Tensor, scale: Tensor, q_min: int, q_max: int
-) -> tuple[Tensor, Tensor]:
+def _fused_backward(gradient: Tensor, x: Tensor, scale: Tensor, q_min: int, q_max: int) -> tuple[Tensor, Tensor]:
     v = x / scale
     clipped = torch.clamp(v, q_min, q_max)
     inside = clipped == v
@@ -120,8 +118,6 @@ def compiled_kernels() -> Kernels:
         forward(torch.ones(8), torch.tensor(0.5), 0, 3)
     except Exception as error:  # inductor raises many kinds; all of them mean that it cannot be used here
         raise MissingDependencyError(
-            explain(
-                "compiled", f"no working compiler ({error})", "a C++ compiler for torch.compile", "stay eager"
-            )
+            explain("compiled", f"no working compiler ({error})", "a C++ compiler for torch.compile", "stay eager")
         ) from error
     return Kernels(forward, backward, needs_x_hat=False)

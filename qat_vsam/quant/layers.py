@@ -46,9 +46,7 @@ class QuantLayer(nn.Module):
         self.initialise_weight_quantizer()
 
     @classmethod
-    def from_float(
-        cls, module: nn.Module, weight_spec: TensorSpec, activation_spec: TensorSpec | None
-    ) -> Self:
+    def from_float(cls, module: nn.Module, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> Self:
         """The quantized twin of a float layer.
 
         It holds the same Parameter objects, hooks, training flag and attributes; only quantizers are added.

@@ -51,11 +51,7 @@ def inputs_of(batches: Iterable[Any], model: nn.Module, max_batches: int | None 
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(x, Tensor):
             advice = "give tensors or (inputs, labels) pairs"
-            raise InputError(
-                explain(f"batch {index}", type(batch).__name__, "a tensor or a tuple of them", advice)
-            )
+            raise InputError(explain(f"batch {index}", type(batch).__name__, "a tensor or a tuple of them", advice))
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise InputError(
-                explain(f"batch {index}", "NaN or infinite values", "finite inputs", "clean the data")
-            )
+            raise InputError(explain(f"batch {index}", "NaN or infinite values", "finite inputs", "clean the data"))
         yield x.to(device)

@@ -90,9 +90,7 @@ def _check(model: nn.Module) -> None:
         raise ConfigError(explain("model", "a model with quantizers", "a float model", advice))
     if type(model) in QUANTIZED_TWIN:
         advice = "wrap it: nn.Sequential(layer)"
-        raise ConfigError(
-            explain("model", f"a single {type(model).__name__}", "a model with layers in it", advice)
-        )
+        raise ConfigError(explain("model", f"a single {type(model).__name__}", "a model with layers in it", advice))
     if not any(type(module) in QUANTIZED_TWIN for module in model.modules()):
         advice = "see QuantConv2d and QuantLinear for what can be quantized"
         raise ConfigError(explain("model", "no such layer", "at least one nn.Conv2d or nn.Linear", advice))
@@ -170,7 +168,7 @@ def _first_and_last(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in by_parent
     ]
-    return {names[0], names[-1]}
+    return {*names[:1], *names[-1:]}
 
 
 def _kept(model: nn.Module, keep: tuple[str, ...]) -> dict[str, str]:

@@ -58,9 +58,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         if spec.granularity == "per_channel" and channels is None:
-            raise InputError(
-                explain("channels", None, "the length of axis 0", "pass channels= for per_channel")
-            )
+            raise InputError(explain("channels", None, "the length of axis 0", "pass channels= for per_channel"))
         self.spec = spec
         self.role = role
         self.signed = spec.signed is not False
@@ -164,9 +162,7 @@ class Quantizer(nn.Module):
         if (bits, bool(narrow)) != (self.bits, self.narrow):
             got = f"{bits} bits{' narrow' if narrow else ''}"
             expected = f"{self.bits} bits{' narrow' if self.narrow else ''}"
-            raise CheckpointError(
-                explain("quantizer state", got, expected, "prepare the model with the same spec")
-            )
+            raise CheckpointError(explain("quantizer state", got, expected, "prepare the model with the same spec"))
         self.signed, self.initialised = bool(signed), bool(initialised)
 
     def extra_repr(self) -> str:
@@ -215,9 +211,7 @@ class LSQQuantizer(Quantizer):
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
         step = (
-            statistics.mean_magnitude
-            if self.is_sign
-            else initial_step_size(statistics, self.q_min, self.q_max, method)
+            statistics.mean_magnitude if self.is_sign else initial_step_size(statistics, self.q_min, self.q_max, method)
         )
         self.step_size.copy_(torch.where(step > 0, step, 1.0))
 

@@ -264,9 +264,7 @@ def _check_bits(key: str, bits: object) -> None:
 
 def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(
-            explain(key, value, "one of " + ", ".join(choices), did_you_mean(str(value), choices))
-        )
+        raise ConfigError(explain(key, value, "one of " + ", ".join(choices), did_you_mean(str(value), choices)))
 
 
 def _check_keys(key: str, values: object, record: type) -> None:
@@ -276,9 +274,7 @@ def _check_keys(key: str, values: object, record: type) -> None:
         raise ConfigError(explain(key, repr(values), "a mapping", "give the keys " + ", ".join(names)))
     for name in values:
         if name not in names:
-            raise ConfigError(
-                explain(f"{key}.{name}", "an unknown key", "a known one", did_you_mean(str(name), names))
-            )
+            raise ConfigError(explain(f"{key}.{name}", "an unknown key", "a known one", did_you_mean(str(name), names)))
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in values:
             raise ConfigError(explain(f"{key}.{field.name}", "nothing", "a value", "add the key"))

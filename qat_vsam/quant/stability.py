@@ -79,9 +79,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches:
             for name, buffer in norm.named_buffers():
                 buffer.copy_(buffers[name])
     if not any(seen.count for seen in moments.values()):
-        raise InputError(
-            explain("batches", "no batch", "at least one", "give data that reaches the batch norms")
-        )
+        raise InputError(explain("batches", "no batch", "at least one", "give data that reaches the batch norms"))
     for norm, seen in moments.items():
         if seen.count and norm.running_mean is not None and norm.running_var is not None:
             mean, variance = seen.mean_and_variance()

@@ -85,9 +85,7 @@ class TensorStatistics:
         return value if self.per_channel else value.reshape(())
 
 
-def initial_step_size(
-    statistics: TensorStatistics, q_min: int, q_max: int, method: StepSizeMethod = "mse"
-) -> Tensor:
+def initial_step_size(statistics: TensorStatistics, q_min: int, q_max: int, method: StepSizeMethod = "mse") -> Tensor:
     """The step size before training, shape () or (C,), positive.
 
     "mse" takes the candidate with the smallest squared error sum (x - x_hat)^2, from a coarse grid of

@@ -67,15 +67,10 @@ class Summary:
     def __str__(self) -> str:
         table: list[tuple[str, ...]] = [("layer", "kind", "weight", "input", "scheme")]
         for row in self.rows:
-            widths = (
-                "float" if bits is None else str(bits) for bits in (row.weight_bits, row.activation_bits)
-            )
-            table.append(
-                (row.name, row.kind, *widths, f"in float: {row.skipped}" if row.skipped else row.scheme)
-            )
+            widths = ("float" if bits is None else str(bits) for bits in (row.weight_bits, row.activation_bits))
+            table.append((row.name, row.kind, *widths, f"in float: {row.skipped}" if row.skipped else row.scheme))
         columns = [max(len(line[i]) for line in table) for i in range(5)]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip()
-            for line in table
+            "  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table
         ]
         return "\n".join([f"{self.spec}: {len(self.quantized)} of {len(self.rows)} layers quantized", *lines])

@@ -28,9 +28,7 @@ TARGETS: dict[str, TargetRules] = {
     "simulated": TargetRules(weight_bits=_ALL_BITS, activation_bits=_ALL_BITS, unsigned_weights=True),
     # QuantizeLinear carries int8 or uint8, a narrower grid being a Clip behind it; the signed 1-bit grid
     # {-1, 1} has no code for zero and so no such form. Weights are read with a zero point of 0.
-    "onnxruntime": TargetRules(
-        weight_bits=_ALL_BITS[1:], activation_bits=_ALL_BITS[1:], unsigned_weights=False
-    ),
+    "onnxruntime": TargetRules(weight_bits=_ALL_BITS[1:], activation_bits=_ALL_BITS[1:], unsigned_weights=False),
 }
 
 

@@ -198,9 +198,7 @@ def test_step_gradient_keeps_its_digits_in_float32_at_8_bits():
 
 def test_double_backward_is_refused():
     x = torch.randn(5, requires_grad=True)
-    (first,) = torch.autograd.grad(
-        (lsq_quantize(x, torch.tensor(0.3), -8, 7) ** 2).sum(), x, create_graph=True
-    )
+    (first,) = torch.autograd.grad((lsq_quantize(x, torch.tensor(0.3), -8, 7) ** 2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 

@@ -64,9 +64,7 @@ def test_batch_norm_gets_the_mean_and_variance_of_all_batches_together():
     model = norm_net()
     model[1].eval()
     generator = torch.Generator().manual_seed(0)
-    data = [
-        torch.randn(n, 3, 8, 8, generator=generator) + shift for n, shift in [(5, 0.0), (9, 50.0), (2, -20.0)]
-    ]
+    data = [torch.randn(n, 3, 8, 8, generator=generator) + shift for n, shift in [(5, 0.0), (9, 50.0), (2, -20.0)]]
     reestimate_batch_norm(model, [(x, None) for x in data])
     with torch.no_grad():
         values = model[0](torch.cat(data)).double().transpose(0, 1).reshape(4, -1)

@@ -65,6 +65,7 @@ def test_from_and_to_float_keep_the_parameters_and_the_configuration(name):
     assert layer.bias is module.bias
     assert not layer.training
     assert layer.note == "mine"
+    assert not list(module.children())
     layer(input_of(module))
     assert calls == [1]
     handle.remove()
@@ -77,7 +78,7 @@ def test_from_and_to_float_keep_the_parameters_and_the_configuration(name):
     assert list(back.state_dict()) == list(module.state_dict())
     assert torch.equal(back(input_of(module)), module(input_of(module)))
     assert not hasattr(back, "weight_offset")
-    assert not list(module.children())
+    assert layer.weight_quantizer.initialised
 
 
 def test_follows_the_weights_dtype_and_device():
@@ -129,9 +130,7 @@ def test_copies_compute_the_same(clone):
 
 
 def test_built_directly_it_takes_the_options_of_the_float_class():
-    layer = QuantConv2d(
-        4, 8, (3, 1), stride=2, padding=(1, 0), groups=2, weight_spec=WEIGHT, activation_spec=INPUT
-    )
+    layer = QuantConv2d(4, 8, (3, 1), stride=2, padding=(1, 0), groups=2, weight_spec=WEIGHT, activation_spec=INPUT)
     assert layer.weight.shape == (8, 2, 3, 1)
     assert layer.weight_quantizer.initialised
     assert not layer.input_quantizer.initialised

@@ -66,9 +66,7 @@ def small_swin():
 def test_with_quantizers_off_the_model_is_the_float_one_bit_for_bit(build):
     torch.manual_seed(0)
     model = build().eval()
-    x = torch.randn(
-        2, 3, 8 if isinstance(model, nn.Sequential) else 32, 8 if isinstance(model, nn.Sequential) else 32
-    )
+    x = torch.randn(2, 3, 8 if isinstance(model, nn.Sequential) else 32, 8 if isinstance(model, nn.Sequential) else 32)
     with torch.no_grad():
         before = model(x)
         parameters = {id(p) for p in model.parameters()}
@@ -105,9 +103,7 @@ def test_every_layer_is_swapped_or_listed_with_a_reason(build):
 
 
 def test_first_and_last_layer_have_their_own_width():
-    rows = {
-        row.name: row for row in prepare(small_net(), QuantSpec.preset("w3a4", first_last_bits=7)).quantized
-    }
+    rows = {row.name: row for row in prepare(small_net(), QuantSpec.preset("w3a4", first_last_bits=7)).quantized}
     assert [(row.weight_bits, row.activation_bits) for row in rows.values()] == [(7, 7), (3, 4), (7, 7)]
     kept_float = prepare(small_net(), QuantSpec.preset("w3a4", first_last_bits=None))
     assert [row.name for row in kept_float.quantized] == ["3"]
@@ -162,6 +158,11 @@ def test_what_cannot_be_swapped_is_listed_and_left():
     assert "no quantized twin" in reasons["up"]
     assert {"words", "memory", "lazy", "normed", "group", "attention", "encoder.self_attn"} <= set(reasons)
     assert type(model["attention"].out_proj) is not QuantLinear
+
+
+def test_a_model_with_nothing_but_unreachable_layers_is_listed_and_left():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16))
+    assert prepare(model, W4A4).quantized == []
 
 
 def test_a_tied_module_is_quantized_once_and_stays_tied():

@@ -165,9 +165,7 @@ def test_squared_error_start_is_no_worse_than_its_neighbours_and_lsqs():
         return ((x / step).clamp(-8, 7).round() * step - x).square().mean().item()
 
     best = initial_step_size(statistics, -8, 7, "mse")
-    assert error(best) <= min(
-        error(best * 0.9), error(best * 1.1), error(initial_step_size(statistics, -8, 7, "lsq"))
-    )
+    assert error(best) <= min(error(best * 0.9), error(best * 1.1), error(initial_step_size(statistics, -8, 7, "lsq")))
     torch.testing.assert_close(initial_step_size(statistics, -8, 7, "lsq"), 2 * x.abs().mean() / 7**0.5)
 
 
