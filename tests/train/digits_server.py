@@ -15,23 +15,31 @@ from pathlib import Path
 import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it
 
-train = runpy.run_path(str(Path(__file__).with_name("digits_run.py")))["train"]
 
-child = 0
-for line in sys.stdin:
-    if child:
-        os.waitpid(child, 0)
-    child = os.fork()
-    if child == 0:
-        try:
-            train(*json.loads(line))
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            sys.stderr.flush()
-            os._exit(1)
-        os._exit(0)
-    sys.stdout.write(f"{child}\n")
+def serve() -> None:
+    train = runpy.run_path(str(Path(__file__).with_name("digits_run.py")))["train"]
+    child = 0
+    for line in sys.stdin:
+        if child:
+            os.waitpid(child, 0)
+        child = os.fork()
+        if child == 0:
+            try:
+                train(*json.loads(line))
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+                os._exit(1)
+            os._exit(0)
+        answer(child)
+        end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        answer(end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
+
+
+def answer(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
     sys.stdout.flush()
-    end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    sys.stdout.write(f"{end.si_status if end.si_code == os.CLD_EXITED else -end.si_status}\n")
-    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()

@@ -53,4 +53,5 @@ def main(root: Path, count: int) -> None:
     json.dump({"killed": count, "inside": inside, "wrong": wrong}, sys.stdout)
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
