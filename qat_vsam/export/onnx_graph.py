@@ -23,7 +23,6 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
-    CommonSubexpressionEliminationPass,
     RemoveUnusedNodesPass,
 )
 from onnxscript import opset18 as op
@@ -134,7 +133,6 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     graph = cast("ONNXProgram", program).model
     fold_batch_norms(graph.graph)
     for tidy in (
-        CommonSubexpressionEliminationPass(),  # one QuantizeLinear for all consumers of a tensor
         RemoveUnusedNodesPass(),
         ClearMetadataAndDocStringPass(),  # stack traces of this machine
     ):

@@ -102,12 +102,12 @@ def read_packed(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         text, digest, name = metadata["content"], metadata["sha256"], metadata["format"]
+        content = json.loads(text)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(explain(str(path), f"an unreadable file ({error})", "a packed model", _AGAIN)) from error
     if name != FORMAT or _digest(text, tensors) != digest:
         got = f"format {name!r}" if name != FORMAT else "content that its checksum does not fit"
         raise CheckpointError(explain(str(path), got, f"an unchanged {FORMAT} file", _AGAIN))
-    content = json.loads(text)
     if content["version"] != VERSION:
         raise CheckpointError(
             explain(
@@ -152,9 +152,20 @@ def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_build
     content, tensors = read_packed(path)
     built = _build(path, content["builder"], trust_builder) if model is None else copy.deepcopy(model)
     built = built.cpu().eval().requires_grad_(False)
+    try:
+        return _fill(path, built, content["layers"], tensors)
+    except QatVsamError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        got = f"contents that do not fit together ({error!r})"
+        raise CheckpointError(explain(str(path), got, f"a {FORMAT} file", _AGAIN)) from error
+
+
+def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Put integer layers in place and load everything else."""
     modules = dict(built.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
-    for name, row in content["layers"].items():
+    for name, row in layers.items():
         place = modules.get(name)
         if not isinstance(place, nn.Conv2d | nn.Linear) or list(place.weight.shape) != row["shape"]:
             got = "no such layer" if place is None else f"a {type(place).__name__}"

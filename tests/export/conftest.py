@@ -46,6 +46,11 @@ def user_net(seed: int = 0) -> UserNet:
         return net
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def batch() -> Tensor:
     return torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -90,7 +90,7 @@ def test_a_norm_behind_a_shared_or_reused_result_is_still_right(tmp_path, x) -> 
     model, path = Reuse(), tmp_path / "model.onnx"
     nn.init.normal_(model.first.running_mean)
     nn.init.constant_(model.second.weight, -0.5)
-    qv.prepare(model, qv.QuantSpec.preset("w4a4"))
+    qv.prepare(model, qv.QuantSpec.preset("w4a4", first_last_bits=4))
     qv.calibrate(model, [x])
     assert qv.export(model, path, sample=x).passed
     assert operators(path).count("BatchNormalization") == 1

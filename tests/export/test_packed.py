@@ -11,6 +11,7 @@ from torch import nn
 import qat_vsam as qv
 from qat_vsam.errors import CheckpointError, InputError
 from qat_vsam.export import integer_model, load_packed, predict
+from qat_vsam.export.packed import read_packed
 from qat_vsam.models import build_model
 
 
@@ -100,6 +101,26 @@ def test_any_truncation_is_noticed(artifact) -> None:
     generator = random.Random(0)
     for length in [0, 1, 7, 8, 9, len(data) - 1] + [generator.randrange(len(data)) for _ in range(194)]:
         path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            load_packed(path, model)
+
+
+def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "model.safetensors"
+    monkeypatch.setattr("qat_vsam.export.packed.VERSION", 2)
+    qv.export(nn.Linear(3, 2), path, format="packed", sample=torch.randn(4, 3), minimum_inputs=0)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="got version 2; expected version 1"):
+        load_packed(path, nn.Linear(3, 2))
+
+
+def test_a_file_whose_parts_do_not_fit_together_is_refused(artifact, monkeypatch) -> None:
+    """Whoever writes a file can write a fitting checksum, too."""
+    path, model = artifact
+    content, tensors = read_packed(path)
+    for layers in ({"wide": {"shape": [16, 8, 3, 3]}}, {"wide": 3}, [], {"wide": {"shape": "?", "weight": {}}}):
+        lie = ({**content, "layers": layers}, dict(tensors))
+        monkeypatch.setattr("qat_vsam.export.packed.read_packed", lambda _, lie=lie: lie)
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             load_packed(path, model)
 
