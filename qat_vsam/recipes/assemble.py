@@ -18,7 +18,7 @@ from qat_vsam.config import OptimizerSection, Recipe
 from qat_vsam.data import Batches, Dataset, Split, load_dataset
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
-from qat_vsam.optim import SAM, VSAM, SplitSGD
+from qat_vsam.optim import SAM, VSAM, BudgetSchedule, SplitSGD
 from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare, set_compiled
 
 EVALUATION_BATCH = 500
@@ -192,18 +192,15 @@ def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
 
 def evaluations_per_step(recipe: Recipe) -> tuple[float, float]:
     """Least and most gradient evaluations a step of the recipe's optimizer, on average over a run."""
-    section = recipe.optimizer
-    if section.name != "vsam":
-        fixed = {"sgd": 1.0, "split_sgd": 1.0, "sam": 2.0}[section.name]
-        return fixed, fixed
-    if section.options.get("schedule", _default(VSAM, "schedule")) == "variance":
+    optimizer = build_optimizer(recipe, nn.Linear(1, 1), steps_per_epoch=1)
+    if not isinstance(optimizer, VSAM):
+        cost = 2.0 if isinstance(optimizer, SAM) else 1.0
+        return cost, cost
+    schedule = optimizer.schedule
+    if not isinstance(schedule, BudgetSchedule):
         return 1.0, 2.0
-    budget = float(section.options.get("gradient_budget", _default(VSAM, "gradient_budget")))
-    return (1.0, budget) if section.options.get("spend") == "learning_rate" else (budget, budget)
-
-
-def _default(member: type[Optimizer], option: str) -> Any:
-    return inspect.signature(member).parameters[option].default
+    budget = schedule.gradient_budget
+    return (1.0, budget) if schedule.uses_learning_rate else (budget, budget)
 
 
 def _check_device(name: str) -> None:

@@ -1,0 +1,84 @@
+"""Promises of the text: every example runs, every public name is explained, the README's commands exist."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import qat_vsam
+from qat_vsam import cli, config, errors
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(qat_vsam.__path__, "qat_vsam.") if ".configs" not in module.name
+)
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["qat_vsam", *MODULES])
+def test_every_docstring_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", ["qat_vsam", *MODULES])
+def test_every_module_says_what_it_does_in_its_first_line(name: str) -> None:
+    text = importlib.import_module(name).__doc__
+    assert text is not None
+    assert text.strip().splitlines()[0].rstrip().endswith((".", ":", ",")) or len(text.strip().splitlines()) > 1
+
+
+@pytest.mark.parametrize("name", qat_vsam.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    thing = getattr(qat_vsam, name)
+    text = inspect.getdoc(thing)
+    assert text is not None
+    assert len(text.splitlines()[0]) > 10
+
+
+def test_every_error_class_speaks_through_the_common_base() -> None:
+    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
+    assert len(classes) >= 8
+    assert all(issubclass(c, errors.QatVsamError) for c in classes)
+
+
+def commands() -> list[str]:
+    """The `qat-vsam ...` lines of the README's code blocks."""
+    blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```", README, flags=re.S | re.M)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip().startswith("qat-vsam ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_exists_with_its_options(command: str) -> None:
+    words = command.split("#")[0].split()[1:]
+    import typer
+
+    group = typer.main.get_command(cli.app)
+    assert words[0] in group.commands  # type: ignore[attr-defined]
+    known = {option for parameter in group.commands[words[0]].params for option in parameter.opts}  # type: ignore[attr-defined]
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= known | {"--help"}
+    if words[0] in ("compare", "train", "validate", "cp") and "." not in words[1]:
+        config.find_config(words[1])
+
+
+def test_the_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_readme_gives_one_command_for_all_tests() -> None:
+    assert len(re.findall(r"^pip install -e .*&& pytest.*$", README, flags=re.M)) == 1
