@@ -129,9 +129,7 @@ class Batches:
         channels = self.split.images.shape[1]
         for key, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
-                raise ConfigError(
-                    explain(key, list(values), f"1 or {channels} numbers", "give one number per channel")
-                )
+                raise ConfigError(explain(key, list(values), f"1 or {channels} numbers", "give one number per channel"))
         if min(std) <= 0:
             raise ConfigError(explain("std", list(std), "positive numbers", "use 1 for no scaling"))
         if self.batch_size < 1:
@@ -143,9 +141,7 @@ class Batches:
             raise ConfigError(explain("augment", repr(self.augment), "a known augmentation or none", advice))
         if len(self) == 0:
             rule = f"at least one batch of {self.batch_size}" if len(self.split) else "at least one image"
-            raise DataError(
-                explain("split", f"{len(self.split)} images", rule, "add images or choose a smaller batch")
-            )
+            raise DataError(explain("split", f"{len(self.split)} images", rule, "add images or choose a smaller batch"))
 
 
 def random_crop(images: Tensor, padding: int, *, mirror: bool, generator: torch.Generator) -> Tensor:
@@ -178,8 +174,6 @@ def random_crop(images: Tensor, padding: int, *, mirror: bool, generator: torch.
     rows = torch.arange(h) + offsets[0]  # (N, H)
     columns = columns + offsets[1]  # (N, W)
     padded = F.pad(images, (padding,) * 4)
-    pixel = (
-        rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    )  # (N, H, W), position in a flattened channel
+    pixel = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (N, H, W), position in a flattened channel
     pixel = pixel.view(n, 1, h * w).expand(n, c, h * w).to(images.device)
     return padded.reshape(n, c, -1).gather(2, pixel).view(n, c, h, w)

@@ -179,13 +179,9 @@ def split_rows(
         validation_index, test_index = test_order[:count], test_order[count:]
         validation_rows, available = test, len(test.labels)
     else:
-        raise DataError(
-            explain("validation_from", repr(validation_from), '"train" or "test"', "choose one of the two")
-        )
+        raise DataError(explain("validation_from", repr(validation_from), '"train" or "test"', "choose one of the two"))
     if count > available:
-        raise DataError(
-            explain("validation_size", count, f"at most {available} images", "ask for fewer images")
-        )
+        raise DataError(explain("validation_size", count, f"at most {available} images", "ask for fewer images"))
     if train_size is not None and train_size > len(train_order):
         raise DataError(
             explain(

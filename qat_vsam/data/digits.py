@@ -26,9 +26,7 @@ def digits_rows() -> tuple[Rows, Rows]:
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    images = (
-        torch.from_numpy(source.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    )  # (1797, 1, 8, 8)
+    images = torch.from_numpy(source.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
     labels = torch.from_numpy(source.target).to(torch.int64)
     order = class_balanced_order(labels, seed=0)
     # the head of the order is where the classes are equally many

@@ -13,9 +13,7 @@ from qat_vsam.data.images import Progress, decode_images
 from qat_vsam.errors import DataError, explain
 
 
-def folder_rows(
-    root: Path, *, size: int, progress: Progress | None = None
-) -> tuple[Rows, Rows, tuple[str, ...]]:
+def folder_rows(root: Path, *, size: int, progress: Progress | None = None) -> tuple[Rows, Rows, tuple[str, ...]]:
     """The training rows, the test rows and the class names. Images are read when rows are taken.
 
     Args:

@@ -54,9 +54,7 @@ def decode_images(
 
 def _decode(source: bytes | str, name: str, size: int | None, expected: tuple[int, ...] | None) -> np.ndarray:
     try:
-        with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
-        ) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             # the header tells the size, so an image that would unpack to gigabytes is refused before it does
             if size is None and expected is not None and (image.height, image.width) != expected:
                 raise DataError(

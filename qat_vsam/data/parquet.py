@@ -56,9 +56,7 @@ def read_parquet(
     return Rows(all_labels, partial(_decode_rows, encoded, names, progress)), tuple(classes)
 
 
-def _decode_rows(
-    encoded: list[bytes | None], names: list[str], progress: Progress | None, index: Tensor
-) -> Tensor:
+def _decode_rows(encoded: list[bytes | None], names: list[str], progress: Progress | None, index: Tensor) -> Tensor:
     rows = index.tolist()
     # a row without bytes is an empty file to the decoder, which reports it with its name
     return decode_images([encoded[i] or b"" for i in rows], [names[i] for i in rows], progress=progress)
@@ -70,9 +68,7 @@ def _read_table(file: Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            explain(
-                f"data {file}", f"an unreadable file ({reason})", "a parquet file", "fetch the file again"
-            )
+            explain(f"data {file}", f"an unreadable file ({reason})", "a parquet file", "fetch the file again")
         ) from error
     if table.num_rows == 0:
         raise DataError(explain(f"data {file}", "0 rows", "at least one row", "fetch the file again"))

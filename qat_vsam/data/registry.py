@@ -92,9 +92,7 @@ def load_dataset(
     if name == "image_folder":
         if not isinstance(options.get("size"), int) or options["size"] < 1:
             raise DataError(
-                explain(
-                    "data image_folder.size", options.get("size"), "a number of pixels", "set size, e.g. 64"
-                )
+                explain("data image_folder.size", options.get("size"), "a number of pixels", "set size, e.g. 64")
             )
         train, test, classes = folder_rows(folder, **options)
     else:

@@ -82,9 +82,7 @@ def sharpness(
     return Sharpness(math.fsum(rises) / len(rises), math.fsum(losses) / len(losses), rho, len(rises))
 
 
-def _loss_of(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor
-) -> Tensor:
+def _loss_of(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
     return loss(model(images), labels)
 
 

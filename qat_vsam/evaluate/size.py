@@ -54,10 +54,7 @@ def model_size(model: nn.Module, sample: Tensor | None = None) -> Size:
         (216, 864, 3456, True)
     """
     of_quantizers = {
-        id(tensor)
-        for module in model.modules()
-        if isinstance(module, Quantizer)
-        for tensor in _tensors(module)
+        id(tensor) for module in model.modules() if isinstance(module, Quantizer) for tensor in _tensors(module)
     }
     own = {id(tensor): tensor for tensor in _tensors(model) if id(tensor) not in of_quantizers}
     float_bytes = sum(_bytes(tensor) for tensor in own.values())

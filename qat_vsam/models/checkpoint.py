@@ -74,9 +74,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(
-            explain(f"checkpoint {path}", "no such file", "an existing file", "check the path")
-        )
+        raise CheckpointError(explain(f"checkpoint {path}", "no such file", "an existing file", "check the path"))
     if path.suffix not in (".th", ".pt", ".pth", ".safetensors"):
         raise CheckpointError(
             explain(

@@ -94,15 +94,11 @@ def build_model(
             raise
         except (TypeError, ValueError) as error:
             raise InputError(
-                explain(
-                    f"model {name}", f"{options} ({error})", "options that the builder takes", "correct them"
-                )
+                explain(f"model {name}", f"{options} ({error})", "options that the builder takes", "correct them")
             ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
-            explain(
-                f"model {name}", f"a {type(model).__name__}", "a torch.nn.Module", "return the module itself"
-            )
+            explain(f"model {name}", f"a {type(model).__name__}", "a torch.nn.Module", "return the module itself")
         )
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)

@@ -92,8 +92,6 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], key:
             known = f"one of {', '.join(names)}" if names else "no options"
             advice = did_you_mean(option, names) if names else "remove it"
             raise InputError(explain(f"{key}.{option}", "an unknown option", known, advice))
-    required = [
-        p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in options
-    ]
+    required = [p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in options]
     if required:
         raise InputError(explain(f"{key}.{required[0]}", "nothing", "a value", "set this option"))

@@ -1,7 +1,7 @@
 """Fake quantization: what (`spec`), the maths (`functional`), how (`quantizers`), where (`layers`)."""
 
-from .calibrate import calibrate
-from .functional import (
+from qat_vsam.quant.calibrate import calibrate
+from qat_vsam.quant.functional import (
     dequantize,
     lsq_quantize,
     lsq_quantize_reference,
@@ -10,10 +10,10 @@ from .functional import (
     sign_codes,
     sign_quantize,
 )
-from .groups import param_groups
-from .layers import QuantConv2d, QuantLayer, QuantLinear, input_quantizers, quant_layers
-from .prepare import prepare
-from .quantizers import (
+from qat_vsam.quant.groups import param_groups
+from qat_vsam.quant.layers import QuantConv2d, QuantLayer, QuantLinear, input_quantizers, quant_layers
+from qat_vsam.quant.prepare import prepare
+from qat_vsam.quant.quantizers import (
     LSQQuantizer,
     MinMaxQuantizer,
     Quantizer,
@@ -21,11 +21,11 @@ from .quantizers import (
     set_compiled,
     set_quantizers_enabled,
 )
-from .spec import QuantSpec, TensorSpec, integer_range, list_methods, list_presets
-from .stability import reestimate_batch_norm
-from .statistics import TensorStatistics, initial_step_size
-from .summary import Summary, SummaryRow
-from .targets import list_targets
+from qat_vsam.quant.spec import QuantSpec, TensorSpec, integer_range, list_methods, list_presets
+from qat_vsam.quant.stability import reestimate_batch_norm
+from qat_vsam.quant.statistics import TensorStatistics, initial_step_size
+from qat_vsam.quant.summary import Summary, SummaryRow
+from qat_vsam.quant.targets import list_targets
 
 __all__ = [
     "LSQQuantizer",

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, InputError, did_you_mean, explain
-from .layers import input_quantizers, quant_layers
-from .modes import evaluating, inputs_of, quantizers_off
-from .sharing import layers_that_read_the_same_tensor, share_input_quantizers
-from .statistics import STEP_SIZE_METHODS, StepSizeMethod, TensorStatistics
+from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.quant.layers import input_quantizers, quant_layers
+from qat_vsam.quant.modes import evaluating, inputs_of, quantizers_off
+from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
+from qat_vsam.quant.statistics import STEP_SIZE_METHODS, StepSizeMethod, TensorStatistics
 
 
 @torch.no_grad()

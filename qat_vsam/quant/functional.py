@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernels import EAGER, along_axis_0, compiled_kernels
+from qat_vsam.quant.kernels import EAGER, along_axis_0, compiled_kernels
 
 SMALLEST_STEP = 1e-8
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .quantizers import Quantizer
+from qat_vsam.quant.quantizers import Quantizer
 
 ROLES = ("weight", "step_size", "norm", "bias")
 

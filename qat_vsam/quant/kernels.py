@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import MissingDependencyError, explain
+from qat_vsam.errors import MissingDependencyError, explain
 
 
 class Kernels(NamedTuple):

@@ -13,9 +13,9 @@ from typing import Any, Self, TypeVar
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .quantizers import Quantizer, make_quantizer
-from .spec import TensorSpec
-from .statistics import StepSizeMethod, TensorStatistics
+from qat_vsam.quant.quantizers import Quantizer, make_quantizer
+from qat_vsam.quant.spec import TensorSpec
+from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, explain
-from .quantizers import Quantizer
+from qat_vsam.errors import InputError, explain
+from qat_vsam.quant.quantizers import Quantizer
 
 
 @contextmanager

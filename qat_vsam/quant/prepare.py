@@ -7,14 +7,14 @@ import re
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, InputError, did_you_mean, explain
-from .groups import is_norm
-from .layers import QuantConv2d, QuantLayer, QuantLinear, quant_layers
-from .modes import evaluating, inputs_of
-from .quantizers import Quantizer
-from .sharing import layers_that_read_the_same_tensor, share_input_quantizers
-from .spec import QuantSpec, TensorSpec
-from .summary import Summary, SummaryRow
+from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.quant.groups import is_norm
+from qat_vsam.quant.layers import QuantConv2d, QuantLayer, QuantLinear, quant_layers
+from qat_vsam.quant.modes import evaluating, inputs_of
+from qat_vsam.quant.quantizers import Quantizer
+from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
+from qat_vsam.quant.spec import QuantSpec, TensorSpec
+from qat_vsam.quant.summary import Summary, SummaryRow
 
 QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
 

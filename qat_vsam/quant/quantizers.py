@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError, explain
-from .functional import (
+from qat_vsam.errors import CheckpointError, InputError, explain
+from qat_vsam.quant.functional import (
     dequantize,
     lsq_quantize,
     positive_scale,
@@ -23,14 +24,14 @@ from .functional import (
     sign_codes,
     sign_quantize,
 )
-from .kernels import compiled_kernels
-from .spec import TensorSpec, integer_range
-from .statistics import StepSizeMethod, TensorStatistics, initial_step_size, range_step
+from qat_vsam.quant.kernels import compiled_kernels
+from qat_vsam.quant.spec import TensorSpec, integer_range
+from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics, initial_step_size, range_step
 
 Role = Literal["weight", "activation"]
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Base of all quantizers.
 
     Attributes:
@@ -99,9 +100,9 @@ class Quantizer(nn.Module):
         """Whether the codes are the signs -1 and 1."""
         return self.bits == 1 and self.signed
 
+    @abstractmethod
     def scale(self) -> Tensor:
         """The positive step size, shape () or (channels,); a learned one carries its graph."""
-        raise NotImplementedError
 
     def initialise(self, statistics: TensorStatistics, method: StepSizeMethod = "mse") -> None:
         """Set the sign, where the spec leaves it open, and the first step size from what was seen."""
@@ -111,14 +112,17 @@ class Quantizer(nn.Module):
             self._set_scale(statistics, method)
         self.initialised = True
 
+    @abstractmethod
     def _register_scale(self, ones: Tensor) -> None:
-        raise NotImplementedError
+        """Create the scale, with the shape of `ones`."""
 
+    @abstractmethod
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
-        raise NotImplementedError
+        """The first scale from what was seen."""
 
+    @abstractmethod
     def _fake_quantize(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """x_hat, with the method's gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x_hat, of x's shape, dtype and memory format; x itself where the quantizer is off.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import QuantLayer, quant_layers
+from qat_vsam.quant.layers import QuantLayer, quant_layers
 
 
 def layers_that_read_the_same_tensor(

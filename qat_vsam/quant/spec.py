@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ConfigError, did_you_mean, explain
-from .targets import MAX_BITS, MIN_BITS, TARGETS, TargetRules
+from qat_vsam.errors import ConfigError, did_you_mean, explain
+from qat_vsam.quant.targets import MAX_BITS, MIN_BITS, TARGETS, TargetRules
 
 Granularity = Literal["per_tensor", "per_channel"]
 Method = Literal["lsq", "minmax"]

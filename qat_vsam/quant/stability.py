@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, explain
-from .modes import evaluating, inputs_of
+from qat_vsam.errors import InputError, explain
+from qat_vsam.quant.modes import evaluating, inputs_of
 
 
 class _Moments:

@@ -93,9 +93,7 @@ def peer_choices(results: Results) -> list[str]:
     for (group, role), rows in _with_roles(results.runs).groupby(["group", "role"]):
         names = list(dict.fromkeys(rows["arm"]))
         if role in ("sgd", "sam", "split_sgd") and len(names) > 1:
-            sentences.append(
-                f"{group} has {len(names)} arms of the kind {role}; differences are taken to {names[0]}."
-            )
+            sentences.append(f"{group} has {len(names)} arms of the kind {role}; differences are taken to {names[0]}.")
     return sentences
 
 
@@ -172,9 +170,7 @@ def _summarise_arm(results: Results, frame: pd.DataFrame, name: str) -> Arm:
         if peers.sgd is not None and peers.sam is not None:
             share = share_kept(own, peers.sgd, peers.sam)
         else:
-            share = Estimate(
-                None, note="no SAM of the same bits" if peers.sam is None else "no SGD of the same bits"
-            )
+            share = Estimate(None, note="no SAM of the same bits" if peers.sam is None else "no SGD of the same bits")
     ratio, source = _time_ratio(results, frame, rows, peers.names.get("sgd")) if trained else (None, None)
     packed, floats = known_mean(rows["packed_bytes"]), known_mean(rows["float_bytes"])
     return Arm(
@@ -224,9 +220,7 @@ def _time_ratio(
 
 
 def _step_seconds(rows: pd.DataFrame) -> float | None:
-    seconds = pd.to_numeric(rows["train_seconds"]) / pd.to_numeric(rows["steps"]).where(
-        lambda steps: steps > 0
-    )
+    seconds = pd.to_numeric(rows["train_seconds"]) / pd.to_numeric(rows["steps"]).where(lambda steps: steps > 0)
     return None if seconds.dropna().empty else float(seconds.median())
 
 
@@ -239,9 +233,7 @@ def _untrained_rows(frame: pd.DataFrame, present: set[tuple[str, str]]) -> list[
     for group, members in known.groupby("group", sort=True):
         if (group, "post_training") not in present:
             rows.append(
-                _untrained(
-                    members, "calibrated", str(members["precision"].iloc[0]), str(group), "post_training"
-                )
+                _untrained(members, "calibrated", str(members["precision"].iloc[0]), str(group), "post_training")
             )
     return rows
 

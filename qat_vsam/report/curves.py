@@ -25,9 +25,7 @@ _MOST_POINTS = 150
 def learning_curves(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure | None:
     """One panel per precision: mean validation accuracy by epoch, with the interval of the mean."""
     known = results.epochs[results.epochs["validation_accuracy"].notna()]
-    curves = {
-        arm.name: mean_curve(known[known["arm"] == arm.name], "epoch", "validation_accuracy") for arm in arms
-    }
+    curves = {arm.name: mean_curve(known[known["arm"] == arm.name], "epoch", "validation_accuracy") for arm in arms}
     shown = [arm for arm in arms if not curves[arm.name].empty]
     if not shown:
         return None

@@ -92,9 +92,7 @@ def _plan(
             f"Time of a step in units of an SGD step of the same precision: {clock}. "
             + front
             + _outside(arms, points["time"]),
-            lambda: _trade_off(
-                arms, points["time"], palette, "time of a step, in SGD steps of the same bits"
-            ),
+            lambda: _trade_off(arms, points["time"], palette, "time of a step, in SGD steps of the same bits"),
         ),
         (
             "learning_curves",
@@ -139,9 +137,7 @@ def _trade_off(
         for index, (arm, cost) in enumerate(members):
             colour, value = palette.colour(arm), float(arm.accuracy.value or 0.0)
             ends = (arm.accuracy.low or value, arm.accuracy.high or value)
-            axes.plot(
-                [cost, cost], ends, color=colour, linewidth=1.4, alpha=0.55, transform=transform, zorder=3
-            )
+            axes.plot([cost, cost], ends, color=colour, linewidth=1.4, alpha=0.55, transform=transform, zorder=3)
             axes.plot(
                 [cost],
                 [value],
@@ -168,9 +164,7 @@ def _accuracy_limits(points: Sequence[tuple[Arm, float]]) -> tuple[float, float]
     return min(ends) - margin, max(ends) + margin
 
 
-def _untrained(
-    arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], inside: bool
-) -> list[tuple[Arm, float]]:
+def _untrained(arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], inside: bool) -> list[tuple[Arm, float]]:
     """Arms that cost no training, with their accuracy, inside or outside the frame of the trained ones."""
     low, high = _accuracy_limits(points)
     known = [(arm, arm.accuracy.value) for arm in arms if arm.role in ("float_reference", "post_training")]
@@ -184,9 +178,7 @@ def _outside(arms: Sequence[Arm], points: Sequence[tuple[Arm, float]]) -> str:
     return " Outside the frame: " + ", ".join(f"{arm.label} at {value:.2f} %" for arm, value in missing) + "."
 
 
-def _draw_untrained(
-    axes: Axes, arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], palette: Palette
-) -> None:
+def _draw_untrained(axes: Axes, arms: Sequence[Arm], points: Sequence[tuple[Arm, float]], palette: Palette) -> None:
     for arm, value in _untrained(arms, points, inside=True):
         axes.axhline(value, color=palette.colour(arm), linewidth=1, linestyle=(0, (1, 2)), zorder=1)
         axes.annotate(
@@ -201,9 +193,7 @@ def _draw_untrained(
         )
 
 
-def _draw_front(
-    axes: Axes, members: Sequence[tuple[Arm, float]], palette: Palette, transform: Transform
-) -> list[int]:
+def _draw_front(axes: Axes, members: Sequence[tuple[Arm, float]], palette: Palette, transform: Transform) -> list[int]:
     pairs = [(cost, float(arm.accuracy.value or 0.0)) for arm, cost in members]
     front = pareto_front(pairs)
     xs, ys = [pairs[i][0] for i in front], [pairs[i][1] for i in front]

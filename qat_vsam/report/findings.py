@@ -142,9 +142,7 @@ def _against_float(arm: Arm) -> str:
 
 
 def _failed_exports(arms: Sequence[Arm]) -> list[str]:
-    failed = [
-        f"{arm.label} ({export.format})" for arm in arms for export in arm.exports if export.passed is False
-    ]
+    failed = [f"{arm.label} ({export.format})" for arm in arms for export in arm.exports if export.passed is False]
     return [f"Exports that do NOT compute what was trained: {', '.join(failed)}."] if failed else []
 
 
@@ -169,9 +167,7 @@ def _tiles(main: Arm | None, sam: Arm | None) -> tuple[Tile, ...]:
         ends = interval(main.share, digits=0, plus=False, scale=100)
         tiles.append(Tile(share(main.share.value), "of SAM's gain kept", f"95 % {ends}"))
     elif main.accuracy.value is not None:
-        tiles.append(
-            Tile(f"{main.accuracy.value:.2f} %", "test accuracy", interval(main.accuracy, plus=False))
-        )
+        tiles.append(Tile(f"{main.accuracy.value:.2f} %", "test accuracy", interval(main.accuracy, plus=False)))
     if main.cost is not None:
         beside = f"SAM {sam.cost:.2f}, SGD 1.00" if sam and sam.cost is not None else "SGD 1.00"
         tiles.append(Tile(f"{main.cost:.2f}", "gradient evaluations a step", beside))

@@ -33,9 +33,7 @@ class Label:
     shift: float = 0.0
 
 
-def label_points(
-    axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float, float, float]] = ()
-) -> None:
+def label_points(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float, float, float]] = ()) -> None:
     """Writes a label beside each point, where it covers least; far ones get a thin leader.
 
     Args:
@@ -179,17 +177,13 @@ def _extent(axes: Axes, text: str, scale: float) -> tuple[float, float]:
     return float(box.width) * scale + 2, float(box.height) * scale
 
 
-def _corner(
-    x: float, y: float, radius: float, angle: float, width: float, height: float
-) -> tuple[float, float]:
+def _corner(x: float, y: float, radius: float, angle: float, width: float, height: float) -> tuple[float, float]:
     across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     left = x + radius * across - (0 if across > 0.1 else width if across < -0.1 else width / 2)
     return left, y + radius * up - height / 2 + height / 2 * up
 
 
-def _hidden(
-    box: Bbox, written: Sequence[Bbox], marks: Sequence[Bbox], thin: Sequence[Bbox], frame: Bbox
-) -> float:
+def _hidden(box: Bbox, written: Sequence[Bbox], marks: Sequence[Bbox], thin: Sequence[Bbox], frame: Bbox) -> float:
     badness = sum(1000.0 for other in written if box.overlaps(other))
     badness += sum(400.0 for mark in marks if box.overlaps(mark))
     badness += sum(25.0 for bar in thin if box.overlaps(bar))

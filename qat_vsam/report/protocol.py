@@ -66,9 +66,7 @@ def option_lines(results: Results, arms: Sequence[Arm]) -> list[tuple[str, str]]
     for arm in arms:
         options = results.options.get(arm.name) or {}
         if options:
-            lines.append(
-                (arm.label, ", ".join(f"{key} {_plain(value)}" for key, value in sorted(options.items())))
-            )
+            lines.append((arm.label, ", ".join(f"{key} {_plain(value)}" for key, value in sorted(options.items()))))
     return lines
 
 
@@ -85,20 +83,15 @@ def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list
             "by Fieller's method). They cover the choice of seed, not of another dataset, net or radius rho."
         )
         if min(seeds) != max(seeds):
-            lines.append(
-                "Arms have different numbers of seeds; each difference uses the seeds that both arms have."
-            )
+            lines.append("Arms have different numbers of seeds; each difference uses the seeds that both arms have.")
     if any(arm.p_holm is not None for arm in arms):
         count = sum(arm.p_holm is not None for arm in arms)
-        lines.append(
-            f"p-values against SGD are two-sided and Holm-corrected over the {count} arms that have one."
-        )
+        lines.append(f"p-values against SGD are two-sided and Holm-corrected over the {count} arms that have one.")
     images = pd.to_numeric(runs["test_images"]).dropna()
     if not images.empty:
         lines.append(f"One test image is {100 / images.max():.2g} points of accuracy.")
     lines.append(
-        "Gradient evaluations are a count, not a time: small tensors and extra passes cost more than their "
-        "share."
+        "Gradient evaluations are a count, not a time: small tensors and extra passes cost more than their share."
     )
     if any(arm.role == "split_sgd" for arm in arms):
         lines.append(
@@ -132,9 +125,7 @@ def _mixed_options(runs: pd.DataFrame) -> list[str]:
             for text in rows["optimizer_options"]
         }
         if len(variants) > 1:
-            lines.append(
-                f"The seeds of arm {arm} were trained with {len(variants)} different sets of options."
-            )
+            lines.append(f"The seeds of arm {arm} were trained with {len(variants)} different sets of options.")
     return lines
 
 

@@ -116,9 +116,7 @@ def _describe(where: str, error: ValueError) -> str:
         key = ".".join(str(part) for part in problem["loc"])
         got = "nothing" if problem["type"] == "missing" else repr(problem["input"])
         got = got if len(got) <= 60 else got[:57] + "..."
-        expected = (
-            "a value" if problem["type"] == "missing" else problem["msg"].removeprefix("Input should be ")
-        )
+        expected = "a value" if problem["type"] == "missing" else problem["msg"].removeprefix("Input should be ")
         where = f"{where}: {key}" if key else where
         return explain(where, got, expected, "run that arm again, or leave its folder out")
     if isinstance(error, json.JSONDecodeError):
@@ -159,9 +157,7 @@ def _check_comparable(ordered: Sequence[tuple[Path, RunRecord]]) -> None:
         names = sorted({getattr(record, key).name for _, record in ordered})
         if len(names) > 1:
             raise InputError(
-                explain(
-                    key, ", ".join(names), "one and the same in every run", "write a report for each of them"
-                )
+                explain(key, ", ".join(names), "one and the same in every run", "write a report for each of them")
             )
     for arm in sorted({record.arm for _, record in ordered}):
         traits = {(r.precision, r.kind, r.optimizer) for _, r in ordered if r.arm == arm}

@@ -116,14 +116,8 @@ def runs_frame(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
     """One row per run with every number of it, its exports side by side, and its arm's corrected p-value."""
     frame = results.runs.copy()
     for name, exports in results.exports.groupby("format", sort=True):
-        columns = [
-            column
-            for column in exports.columns
-            if column not in ("arm", "seed", "format", "trained_accuracy")
-        ]
-        renamed = exports[["arm", "seed", *columns]].rename(
-            columns={c: f"export_{name}_{c}" for c in columns}
-        )
+        columns = [column for column in exports.columns if column not in ("arm", "seed", "format", "trained_accuracy")]
+        renamed = exports[["arm", "seed", *columns]].rename(columns={c: f"export_{name}_{c}" for c in columns})
         frame = frame.merge(renamed, on=["arm", "seed"], how="left")
     p_values = {arm.name: arm.p_holm for arm in arms}
     frame["arm_p_holm_against_sgd"] = pd.to_numeric(frame["arm"].map(p_values))

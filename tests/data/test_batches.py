@@ -89,9 +89,7 @@ def test_floating_point_images_are_normalised_without_scaling_and_stay_as_they_a
     assert torch.equal(images, before)
 
 
-def _crop_one_by_one(
-    images: torch.Tensor, padding: int, mirror: bool, generator: torch.Generator
-) -> torch.Tensor:
+def _crop_one_by_one(images: torch.Tensor, padding: int, mirror: bool, generator: torch.Generator) -> torch.Tensor:
     """The same draws, one image at a time, with slices."""
     n, c, h, w = images.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)

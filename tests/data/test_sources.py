@@ -45,9 +45,7 @@ def test_cifar10_is_the_published_dataset_in_its_original_order() -> None:
     if root is None:
         pytest.skip("QAT_VSAM_DATA names no folder with CIFAR-10")
     seen: list[tuple[int, int]] = []
-    data = load_dataset(
-        "cifar10", root, train_size=2000, validation_size=0, progress=lambda *done: seen.append(done)
-    )
+    data = load_dataset("cifar10", root, train_size=2000, validation_size=0, progress=lambda *done: seen.append(done))
     assert data.classes[0] == "airplane"
     assert data.test.images.shape == (10000, 3, 32, 32)
     assert data.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
@@ -99,9 +97,7 @@ def test_class_names_come_from_the_metadata_where_there_are_some(tmp_path: Path)
         (pa.table({"img": [[1, 2]], "label": [0]}), "column img: got list"),
     ],
 )
-def test_a_broken_parquet_is_one_line_with_file_and_row(
-    tmp_path: Path, train: pa.Table, message: str
-) -> None:
+def test_a_broken_parquet_is_one_line_with_file_and_row(tmp_path: Path, train: pa.Table, message: str) -> None:
     _write(tmp_path, train)
     with pytest.raises(DataError, match=message) as caught:
         load_dataset("cifar10", tmp_path, validation_size=0)
@@ -132,9 +128,7 @@ def test_a_changed_pickle_in_torchvisions_folder_is_never_opened(tmp_path: Path)
     assert not canary.exists()
 
 
-def test_torchvisions_folder_with_its_checksums_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchvisions_folder_with_its_checksums_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import CIFAR10
 
     folder = tmp_path / "cifar-10-batches-py"
@@ -145,9 +139,7 @@ def test_torchvisions_folder_with_its_checksums_is_read(
         return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
     images = np.arange(4 * 3072, dtype=np.uint32).astype(np.uint8).reshape(4, 3072)
-    monkeypatch.setattr(
-        CIFAR10, "train_list", [write("data_batch_1", {"data": images, "labels": [3, 1, 2, 0]})]
-    )
+    monkeypatch.setattr(CIFAR10, "train_list", [write("data_batch_1", {"data": images, "labels": [3, 1, 2, 0]})])
     monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", {"data": images[:1], "labels": [3]})])
     meta = write("batches.meta", {"label_names": list("abcd")})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})

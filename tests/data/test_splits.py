@@ -48,9 +48,7 @@ def test_digits_are_complete_disjoint_and_scaled_to_bytes() -> None:
 @pytest.mark.parametrize("validation_from", ["train", "test"])
 @pytest.mark.parametrize("train_size", [50, 200])
 def test_parts_are_disjoint_and_of_the_sizes_asked_for(validation_from: str, train_size: int) -> None:
-    data = load_dataset(
-        "digits", train_size=train_size, validation_size=100, validation_from=validation_from, seed=5
-    )
+    data = load_dataset("digits", train_size=train_size, validation_size=100, validation_from=validation_from, seed=5)
     assert len(data.train) == train_size
     assert len(data.validation) == 100
     assert not _keys(data.train) & _keys(data.validation)

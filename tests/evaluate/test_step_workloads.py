@@ -20,9 +20,7 @@ from qat_vsam.models import build_model
 from qat_vsam.optim import SAM
 from qat_vsam.quant import QuantSpec, calibrate, prepare, quant_layers
 
-needs_brevitas = pytest.mark.skipif(
-    importlib.util.find_spec("brevitas") is None, reason="brevitas is not installed"
-)
+needs_brevitas = pytest.mark.skipif(importlib.util.find_spec("brevitas") is None, reason="brevitas is not installed")
 
 
 def _sgd(model: nn.Module) -> torch.optim.Optimizer:

@@ -21,8 +21,7 @@ def test_a_model_maps_its_input_shape_to_its_classes(name: str) -> None:
 
 def test_parameter_counts_are_those_of_the_paper() -> None:
     counts = {
-        depth: sum(p.numel() for p in build_model(f"cifar_resnet{depth}").parameters())
-        for depth in (20, 32, 44, 56)
+        depth: sum(p.numel() for p in build_model(f"cifar_resnet{depth}").parameters()) for depth in (20, 32, 44, 56)
     }
     assert counts == {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}
 
@@ -52,9 +51,7 @@ def test_the_shortcut_keeps_every_second_pixel_and_adds_zero_channels_around() -
     assert not y[:, 24:].any()
 
 
-def test_a_function_of_the_current_folder_builds_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_of_the_current_folder_builds_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_nets.py").write_text(
         "from torch import nn\n"
         "def tiny(width=4):\n    return nn.Linear(3, width)\n"

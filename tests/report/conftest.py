@@ -35,9 +35,7 @@ def result(
     own = np.random.default_rng([seed, sum(map(ord, precision + method))])
     title = "Float32" if precision == "float32" else precision.upper()
     trained = method != "post_training"
-    label, optimizer, points, cost, pace = METHODS.get(
-        method, ("after-training quantization", None, -14.0, 0.0, 0.0)
-    )
+    label, optimizer, points, cost, pace = METHODS.get(method, ("after-training quantization", None, -14.0, 0.0, 0.0))
     accuracy = round((base + points * gain + own.normal(0, 0.12)) / 100 * 1197) / 1197
     steps = EPOCHS * STEPS_PER_EPOCH if trained else 0
     content: dict[str, Any] = {
@@ -142,9 +140,7 @@ def write_run(root: Path, content: dict[str, Any], *, curves: bool = True) -> Pa
     return folder
 
 
-def write_comparison(
-    root: Path, *, seeds: int = 8, arms: Any = ARMS, bench: bool = True, **options: Any
-) -> Path:
+def write_comparison(root: Path, *, seeds: int = 8, arms: Any = ARMS, bench: bool = True, **options: Any) -> Path:
     """Writes a whole comparison folder."""
     for precision, method in arms:
         for seed in range(seeds):
@@ -161,9 +157,7 @@ def write_comparison(
             for precision, method in arms
             if method in METHODS
         ]
-        (root / "bench.json").write_text(
-            json.dumps({"threads": 1, "repeats": 30, "rows": rows}), encoding="utf-8"
-        )
+        (root / "bench.json").write_text(json.dumps({"threads": 1, "repeats": 30, "rows": rows}), encoding="utf-8")
     return root
 
 

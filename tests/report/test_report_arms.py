@@ -66,9 +66,7 @@ def test_time_comes_from_the_bench_and_else_from_training_and_says_which(
 ) -> None:
     timed = arms_of(comparison)["w4a4-vsam"]
     assert (timed.time_ratio, timed.time_source) == (1.36, "bench")
-    untimed = arms_of(make_comparison(seeds=3, bench=False, arms=[("w4a4", "sgd"), ("w4a4", "vsam")]))[
-        "w4a4-vsam"
-    ]
+    untimed = arms_of(make_comparison(seeds=3, bench=False, arms=[("w4a4", "sgd"), ("w4a4", "vsam")]))["w4a4-vsam"]
     assert untimed.time_source == "training"
     assert untimed.time_ratio == pytest.approx(1.36, rel=0.1)
 

@@ -22,9 +22,7 @@ HOSTILE = '<script>alert("x")</script>|`a`'
 def report(comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report on the full synthetic comparison."""
     out = tmp_path_factory.mktemp("report")
-    build_report(
-        comparison, out, title="Digits", command="qat-vsam compare digits", notes=("rho was tuned.",)
-    )
+    build_report(comparison, out, title="Digits", command="qat-vsam compare digits", notes=("rho was tuned.",))
     return out
 
 
@@ -42,9 +40,7 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [
-            value or "" for key, value in attributes if key in ("src", "href", "srcset", "data")
-        ]
+        self.addresses += [value or "" for key, value in attributes if key in ("src", "href", "srcset", "data")]
         if tag not in ("meta", "img"):
             self._open.append(tag)
 
@@ -82,9 +78,7 @@ def test_the_page_needs_no_script_and_no_network(report: Path) -> None:
         assert not re.search(r'(src|href)="(?!#)', svg)
 
 
-def test_the_same_runs_give_the_same_bytes(
-    report: Path, make_comparison: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_the_same_runs_give_the_same_bytes(report: Path, make_comparison: Callable[..., Path], tmp_path: Path) -> None:
     build_report(
         make_comparison(),
         tmp_path / "again",
@@ -126,9 +120,7 @@ def test_the_headline_says_what_share_of_the_gain_is_kept_and_at_what_price(repo
     assert text.endswith("at 1.25 gradient evaluations a step and 1.36 times SGD's time.")
 
 
-def test_where_sam_did_not_pay_the_headline_says_so(
-    make_comparison: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_where_sam_did_not_pay_the_headline_says_so(make_comparison: Callable[..., Path], tmp_path: Path) -> None:
     arms = [("w4a4", method) for method in ("sgd", "vsam", "sam")]
     out = build_report(make_comparison(seeds=5, arms=arms, gain=0.0), tmp_path / "out", title="flat").parent
     summary = (out / "summary.md").read_text(encoding="utf-8")
@@ -163,9 +155,7 @@ def test_results_csv_holds_a_row_per_run_with_its_exports_and_the_corrected_p_va
     arms = pd.read_csv(report / "arms.csv").set_index("arm")
     for arm, rows in frame.groupby("arm"):
         assert 100 * rows["test_accuracy"].mean() == pytest.approx(arms.loc[arm, "test_accuracy_percent"])
-        assert rows["arm_p_holm_against_sgd"].iloc[0] == pytest.approx(
-            arms.loc[arm, "p_holm_against_sgd"], nan_ok=True
-        )
+        assert rows["arm_p_holm_against_sgd"].iloc[0] == pytest.approx(arms.loc[arm, "p_holm_against_sgd"], nan_ok=True)
 
 
 def test_the_summary_holds_the_table_of_the_page(report: Path) -> None:
