@@ -13,6 +13,7 @@ could, the layer accumulates in float64.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,7 +59,7 @@ class Grid:
         return torch.int8 if self.highest <= 127 else torch.uint8
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(nn.Module, ABC):
     """A convolution or linear layer on integer codes; see the head of this module for the maths.
 
     Args:
@@ -92,13 +93,13 @@ class IntegerLayer(nn.Module):
         self.register_buffer("activation_scale", activation_scale)
         self.register_buffer("bias", bias)
 
+    @abstractmethod
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The linear operation itself, in whatever number format its arguments have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def per_channel(self, values: Tensor) -> Tensor:
         """Shape (output channels,) brought to the shape that broadcasts over an output."""
-        raise NotImplementedError
 
     def activation_codes(self, x: Tensor) -> Tensor:
         """The integer codes of an input, int8 or uint8; the input itself in a weight-only layer."""

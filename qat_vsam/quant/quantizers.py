@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -286,7 +287,7 @@ def make_quantizer(
     """
     if role == "weight" and spec.signed is None:
         spec = dataclasses.replace(spec, signed=True)
-    kind: type[Quantizer] = {"lsq": LSQQuantizer, "minmax": MinMaxQuantizer}[spec.method]
+    kind: Callable[..., Quantizer] = {"lsq": LSQQuantizer, "minmax": MinMaxQuantizer}[spec.method]
     if spec.bits == 1 and role == "weight" and spec.signed:
         kind = MinMaxQuantizer
     return kind(spec, role, channels, device, dtype)

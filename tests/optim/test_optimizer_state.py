@@ -160,9 +160,7 @@ def test_no_scheduler_of_torch_is_left_out():
     public = {
         name
         for name, value in vars(lr_scheduler).items()
-        if isinstance(value, type)
-        and issubclass(value, lr_scheduler.LRScheduler)
-        and not name.startswith("_")
+        if isinstance(value, type) and issubclass(value, lr_scheduler.LRScheduler) and not name.startswith("_")
     }
     assert public - {"LRScheduler"} == set(schedulers())
 

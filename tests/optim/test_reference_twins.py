@@ -72,9 +72,7 @@ def test_vsam_as_published_equals_its_twin_in_double_precision(problem, gain):
         uniform=uniform,
         **SGD,
     )
-    twin = ReferenceVSAM(
-        task.copies(), task.gradient, warmup=warmup, uniform=uniform, a=gain, b=gain, N=3, **SGD
-    )
+    twin = ReferenceVSAM(task.copies(), task.gradient, warmup=warmup, uniform=uniform, a=gain, b=gain, N=3, **SGD)
     decisions = []
     for _ in range(warmup + 400):
         twin.step()

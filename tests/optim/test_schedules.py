@@ -172,9 +172,7 @@ def test_a_warm_up_of_any_length_leads_into_a_schedule_that_runs(steps_per_epoch
 
 @settings(max_examples=60, deadline=None)
 @given(
-    norms=st.lists(
-        st.tuples(st.floats(allow_nan=True, allow_infinity=True), st.floats(allow_nan=True)), min_size=1
-    ),
+    norms=st.lists(st.tuples(st.floats(allow_nan=True, allow_infinity=True), st.floats(allow_nan=True)), min_size=1),
     gains=st.tuples(st.floats(-5, 5), st.floats(-5, 5)),
     bias=st.sampled_from(["relative", "log"]),
 )
