@@ -193,9 +193,7 @@ class VSAM(SharpnessAware):
         **base_options: Any,
     ) -> None:
         if method not in _METHODS:
-            raise ConfigError(
-                explain("method", repr(method), "a method", did_you_mean(str(method), _METHODS))
-            )
+            raise ConfigError(explain("method", repr(method), "a method", did_you_mean(str(method), _METHODS)))
         build_method, default_share = _METHODS[method]
         if schedule == "budget":
             share = default_share if share is None else share

@@ -130,12 +130,8 @@ class PostQuantizer(Perturbation):
             do = 'prepare the model for quantization first, or use perturbation="euclidean"'
         else:
             return
-        got = (
-            "no model" if model is None else "a model without quantized layers among the perturbed parameters"
-        )
-        raise InputError(
-            explain("perturbation", f'"post_quantizer" with {got}', "layers with a weight_offset", do)
-        )
+        got = "no model" if model is None else "a model without quantized layers among the perturbed parameters"
+        raise InputError(explain("perturbation", f'"post_quantizer" with {got}', "layers with a weight_offset", do))
 
     @contextmanager
     def points(self, groups: Groups, model: nn.Module | None) -> Iterator[list[Point]]:

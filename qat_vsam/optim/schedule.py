@@ -57,10 +57,7 @@ class Schedule(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, copied."""
-        return {
-            key: list(value) if isinstance(value := getattr(self, key), list) else value
-            for key in self._state
-        }
+        return {key: list(value) if isinstance(value := getattr(self, key), list) else value for key in self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError if the state is not one of this kind of schedule."""
@@ -149,14 +146,10 @@ class BudgetSchedule(Schedule):
     ) -> None:
         self.share = check_share(share)
         if spend not in SPENDS:
-            raise ConfigError(
-                explain("spend", repr(spend), "a way to spend", did_you_mean(str(spend), SPENDS))
-            )
+            raise ConfigError(explain("spend", repr(spend), "a way to spend", did_you_mean(str(spend), SPENDS)))
         if spend == "early" and (total_steps is None or total_steps < 1):
             raise ConfigError(
-                explain(
-                    "total_steps", total_steps, 'the steps of the run for spend="early"', "pass total_steps="
-                )
+                explain("total_steps", total_steps, 'the steps of the run for spend="early"', "pass total_steps=")
             )
         largest = 1 + share * (EARLY if spend == "early" else 1)
         if not 1 <= gradient_budget <= largest + _TOLERANCE:
@@ -202,7 +195,5 @@ class BudgetSchedule(Schedule):
 def check_share(share: float) -> float:
     """The share, if it is in (0, 1]; ConfigError otherwise."""
     if not 0 < share <= 1:
-        raise ConfigError(
-            explain("share", share, "a share of the batch in (0, 1]", "use 0.5, or 1 for all of it")
-        )
+        raise ConfigError(explain("share", share, "a share of the batch in (0, 1]", "use 0.5, or 1 for all of it"))
     return share

@@ -225,9 +225,7 @@ class SharpnessAware(OptimizerWrapper):
     def measured(self, gradients: Gradients) -> Tensor:
         """The norm over the schedule's last tensors: in model order, of role weight where there are roles."""
         has_roles = any("role" in group for group in self.param_groups)
-        own = {
-            p for g in self.param_groups if not has_roles or g.get("role") == "weight" for p in g["params"]
-        }
+        own = {p for g in self.param_groups if not has_roles or g.get("role") == "weight" for p in g["params"]}
         ordered: Iterable[Tensor] = self.parameters() if self.model is None else self.model.parameters()
         last = [parameter for parameter in ordered if parameter in own][-(self.schedule.norm_tensors or 0) :]
         return global_norm([gradients[parameter] for parameter in last if parameter in gradients])
@@ -240,9 +238,7 @@ class SharpnessAware(OptimizerWrapper):
 class Passes:
     """The evaluations of one step, counted. Weights, and what must stand still, are left as they were."""
 
-    def __init__(
-        self, optimizer: SharpnessAware, closure: Callable[..., Any], batch_size: int | None
-    ) -> None:
+    def __init__(self, optimizer: SharpnessAware, closure: Callable[..., Any], batch_size: int | None) -> None:
         self.optimizer = optimizer
         self.closure = closure
         self.batch_size = batch_size
@@ -289,9 +285,7 @@ class Passes:
         self.evaluations += 1.0 if rows is None or not self.batch_size else _rows_in(rows) / self.batch_size
         loss, weight = result if isinstance(result, tuple) else (result, None)
         if not isinstance(loss, Tensor | float | int):
-            raise InputError(
-                explain("closure", f"{loss!r} returned", "the loss", "end the closure with return loss")
-            )
+            raise InputError(explain("closure", f"{loss!r} returned", "the loss", "end the closure with return loss"))
         gradients = take(self.optimizer.parameters())
         return Evaluation(torch.as_tensor(loss).detach(), weight, gradients)
 

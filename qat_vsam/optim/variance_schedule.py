@@ -101,9 +101,7 @@ class VarianceSchedule(Schedule):
         uniform: Callable[[int], float] | None = None,
     ) -> None:
         if warmup_steps < 0:
-            raise ConfigError(
-                explain("warmup_steps", warmup_steps, "a number of steps >= 0", "use 3 epochs' steps")
-            )
+            raise ConfigError(explain("warmup_steps", warmup_steps, "a number of steps >= 0", "use 3 epochs' steps"))
         if blocks < 1 or window % blocks or window < 2 * blocks:
             rule = f"a multiple of blocks={blocks}, at least twice as large"
             raise ConfigError(explain("window", window, rule, "use window=50, blocks=5"))
@@ -117,9 +115,7 @@ class VarianceSchedule(Schedule):
         if norm_tensors < 1:
             raise ConfigError(explain("norm_tensors", norm_tensors, "at least one tensor", "use 10"))
         if bias not in BIASES:
-            raise ConfigError(
-                explain("bias", repr(bias), "a way to average changes", did_you_mean(str(bias), BIASES))
-            )
+            raise ConfigError(explain("bias", repr(bias), "a way to average changes", did_you_mean(str(bias), BIASES)))
         self.warmup_steps = warmup_steps
         self.window = window
         self.blocks = blocks
