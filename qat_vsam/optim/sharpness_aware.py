@@ -1,8 +1,8 @@
 r"""The optimizer around a base optimizer: the one place where weights leave their value and come back.
 
     g   = gradient at w                          closure
-    g_s = gradient at w + e(g)                   closure again, everything else standing still; then w back,
-    by copy base optimizer steps with a mixture of g, g_s and the PSF h = g_s - g
+    g_s = gradient at w + e(g)                   closure again, all else standing still; then w back, by copy
+    base optimizer steps with a mixture of g, g_s and the PSF h = g_s - g
 
 When a step takes a second gradient is the schedule's business, on which rows the method's, along which e the
 perturbation's, and what is kept of it the PSF's. The named optimizers in `family` are compositions of these
