@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ from qat_vsam.recipes.benchmark import bench_arms
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.train import WEIGHTS, run_recipe
 from qat_vsam.report import build_report
-from qat_vsam.train import write_atomic
+from qat_vsam.train import Interrupted, write_atomic
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def _run_grid(cells: Sequence[Cell], workers: int, data_root: Path | None, liste
         listener.say(f"{done} of {len(cells)} runs are finished; going on with the rest")
     # spawned, not forked: a fork copies torch's thread pools in the middle of their work
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with _sigterm_interrupts(), ProcessPoolExecutor(workers, mp_context=context) as pool:
         running: dict[Future[str], Cell] = {}
         try:
             while waiting or running:
@@ -142,7 +146,26 @@ def _run_grid(cells: Sequence[Cell], workers: int, data_root: Path | None, liste
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a run under way writes its checkpoint first
             raise
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the block like Ctrl-C does, so that the workers are stopped with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(cell: Cell) -> dict[str, Any]:
@@ -158,11 +181,15 @@ def _run_cell(cell: Mapping[str, Any], data_root: Path | None) -> str:
     """In a worker: one run on one thread, unless the recipe says otherwise."""
     recipe = recipe_from(cell["recipe"])
     torch.set_num_threads(recipe.threads or 1)
-    run_recipe(
-        recipe,
-        cell["folder"],
-        data_root=data_root,
-        start=None if cell["start"] is None else Path(cell["start"]),
-        arm=cell["arm"],
-    )
+    try:
+        run_recipe(
+            recipe,
+            cell["folder"],
+            data_root=data_root,
+            start=None if cell["start"] is None else Path(cell["start"]),
+            arm=cell["arm"],
+        )
+    except Interrupted as stop:
+        # what a worker raises must survive the way to its parent, which has been told by the signal itself
+        raise RunFolderError(str(stop)) from None
     return str(cell["folder"])

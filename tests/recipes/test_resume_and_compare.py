@@ -19,6 +19,7 @@ from qat_vsam import config
 from qat_vsam.errors import ConfigError
 from qat_vsam.recipes import compare, run_recipe
 from qat_vsam.recipes.compare import grid
+from qat_vsam.train import RunFolder
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 RUN = "from qat_vsam.cli import main; main()"
@@ -131,6 +132,22 @@ def test_a_comparison_trains_exports_times_and_reports(tmp_path: Path) -> None:
     assert again == page
     changed = {str(path.relative_to(tmp_path / "grid")) for path in before if before[path] != after[path]}
     assert changed == {"float32-sam/seed-1/result.json"}
+
+
+def test_a_stopped_comparison_leaves_its_workers_checkpoints(tmp_path: Path) -> None:
+    comparison(tmp_path)
+    out = tmp_path / "grid"
+    command = [sys.executable, "-c", RUN, "compare", str(tmp_path / "grid.yaml"), "recipe.train.epochs=2000"]
+    with subprocess.Popen([*command, "--out", str(out)], env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not list(out.glob("*/seed-0/checkpoints/*")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, complaint = process.communicate()
+    assert process.returncode == 143, complaint
+    assert not list(out.glob("*/seed-0/result.json"))
+    for run in {path.parent.parent for path in out.glob("*/seed-0/checkpoints/*")}:
+        with RunFolder(run) as folder:  # no worker holds it any more
+            assert folder.restore() is not None
 
 
 def test_only_the_first_seed_is_exported_and_arms_share_seeds(tmp_path: Path) -> None:
