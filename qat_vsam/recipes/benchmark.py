@@ -155,7 +155,7 @@ class StepTable:
         return [head, *(_step_line(row) for row in self.rows)]
 
 
-def bench_steps(*, repeats: int = 30, threads: int = 1, listener: Listener | None = None) -> list[StepTable]:
+def bench_steps(*, repeats: int = 30, threads: int = 1, listener: Listener | None = None) -> Iterator[StepTable]:
     """Time training steps of ResNet-20 (batch 128) and ResNet-18 (batch 32 at 64 x 64) on random images.
 
     Plain SGD and VSAM, float32 in channels_last and W4A4, our LSQ layers eager and compiled, beside the same policy
@@ -165,20 +165,21 @@ def bench_steps(*, repeats: int = 30, threads: int = 1, listener: Listener | Non
         repeats: timed rounds of two steps each.
         threads: of torch.
         listener: hears how far it is.
+
+    Yields:
+        A table as soon as its network is timed.
     """
     listener = listener or Listener()
     optimizers = {"sgd": _plain_sgd, "vsam": _default_vsam}
-    tables = []
-    with torch_threads(threads):
-        for title, build in (
-            ("ResNet-20, batch 128, 32 x 32", resnet20_workloads),
-            ("ResNet-18, batch 32, 64 x 64", resnet18_workloads),
-        ):
-            listener.say(f"timing {title}: {repeats} rounds on {threads} thread(s)")
+    for title, build in (
+        ("ResNet-20, batch 128, 32 x 32", resnet20_workloads),
+        ("ResNet-18, batch 32, 64 x 64", resnet18_workloads),
+    ):
+        listener.say(f"timing {title}: {repeats} rounds on {threads} thread(s)")
+        with torch_threads(threads):
             workloads = build(optimizers)
             timings = interleave(workloads, repeats=repeats, warmup=WARMUP_ROUNDS)
-            tables.append(StepTable(title, tuple(_step_rows(workloads, timings))))
-    return tables
+        yield StepTable(title, tuple(_step_rows(workloads, timings)))
 
 
 def _plain_sgd(model: nn.Module) -> Optimizer:
