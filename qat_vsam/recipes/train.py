@@ -23,7 +23,7 @@ from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
-from qat_vsam.train import CostLedger, RunFolder, describe_environment, fit, write_atomic
+from qat_vsam.train import FitResult, RunFolder, describe_environment, fit, write_atomic
 
 EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors"}
 PROOF_INPUTS = 1000
@@ -95,9 +95,11 @@ def run_recipe(
             write_atomic(run.path / "layers.txt", (summary + "\n").encode())
             calibrated = before.measure("calibrated", model, loaders.test)
             listener.say(f"{recipe.quant.bits} test accuracy after calibration: {calibrated:.2%}")
-        ledger = _train(recipe, model, loaders, run, listener)
+        trained = _train(recipe, model, loaders, run, listener)
         test = accuracy(model, loaders.test, device=recipe.device)
-        validation = accuracy(model, loaders.validation, device=recipe.device)
+        validation = None if trained is None else trained.validation_accuracy
+        if validation is None:
+            validation = accuracy(model, loaders.validation, device=recipe.device).value
         listener.say(f"{recipe.precision} test accuracy: {test.value:.2%} of {test.total} images")
         save_weights(model, run.path / WEIGHTS)
         exports = [export_run(recipe, model, loaders, run.exports, kind, listener) for kind in recipe.export]
@@ -120,8 +122,8 @@ def run_recipe(
                 "validation": len(data.validation),
                 "test": len(data.test),
             },
-            "accuracy": {"test": test.value, "validation": validation.value, **before.values()},
-            "cost": _cost(ledger),
+            "accuracy": {"test": test.value, "validation": validation, **before.values()},
+            "cost": _cost(trained),
             "size": {
                 "float_bytes": float_size.float_bytes,
                 "packed_bytes": size.packed_bytes,
@@ -215,7 +217,7 @@ def export_run(
 
 def _train(
     recipe: Recipe, model: nn.Module, loaders: assemble.Loaders, run: RunFolder, listener: Listener
-) -> CostLedger | None:
+) -> FitResult | None:
     if recipe.train.epochs == 0:
         return None
     total_steps = recipe.train.epochs * len(loaders.train)
@@ -238,7 +240,7 @@ def _train(
             log_every=recipe.train.log_every,
             checkpoint_every_steps=recipe.train.checkpoint_every,
             on_event=listener.progress,
-        ).ledger
+        )
 
 
 def _proof_inputs(loaders: assemble.Loaders) -> Tensor:
@@ -258,10 +260,10 @@ def _kind(recipe: Recipe) -> str:
     return "post_training" if recipe.quant else "float_reference"
 
 
-def _cost(ledger: CostLedger | None) -> dict[str, Any]:
-    if ledger is None:
+def _cost(trained: FitResult | None) -> dict[str, Any]:
+    if trained is None:
         return {}
-    counts = ledger.to_dict()
+    counts = trained.ledger.to_dict()
     return counts | {"gradient_evaluations_per_step": counts["gradient_evaluations"] / counts["steps"]}
 
 
