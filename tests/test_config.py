@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +198,18 @@ def test_a_typo_of_one_letter_gets_the_right_suggestion(tmp_path: Path) -> None:
                 right += f"did you mean {name}?" in str(caught.value)
                 total += 1
     assert right >= 0.95 * total
+
+
+def test_shipped_recipes_are_found_in_a_wheel_s_layout(tmp_path: Path) -> None:
+    checkout = Path(config.__file__).parents[1]
+    site = tmp_path / "site"
+    shutil.copytree(checkout / "qat_vsam", site / "qat_vsam", ignore=shutil.ignore_patterns("__pycache__"))
+    # what the wheel's force-include does
+    shutil.copytree(checkout / "configs", site / "qat_vsam" / "configs")
+    script = "from qat_vsam import config; print(config.__file__, *config.shipped_configs())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    place, *names = done.stdout.split()
+    assert place.startswith(str(site)), done.stderr
+    assert names == list(SHIPPED)
