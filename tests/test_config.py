@@ -207,9 +207,8 @@ def test_shipped_recipes_are_found_in_a_wheel_s_layout(tmp_path: Path) -> None:
     # what the wheel's force-include does
     shutil.copytree(checkout / "configs", site / "qat_vsam" / "configs")
     script = "from qat_vsam import config; print(config.__file__, *config.shipped_configs())"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True
-    )
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     place, *names = done.stdout.split()
     assert place.startswith(str(site)), done.stderr
     assert names == list(SHIPPED)
