@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from qat_vsam.config import Comparison, Recipe, dump_yaml, recipe_from
+from qat_vsam.config import BenchSection, Comparison, Recipe, dump_yaml, fingerprint, recipe_from
 from qat_vsam.errors import RunFolderError, explain
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.benchmark import bench_arms
@@ -86,10 +86,9 @@ def compare(
     write_atomic(folder / "comparison.yaml", dump_yaml(comparison).encode())
     _run_grid(cells, comparison.workers, data_root, listener)
     bench = folder / "bench.json"
-    if comparison.bench is not None and not bench.exists():
-        listener.say("timing the arms, step by step in turn")
-        recipes = {cell.arm: cell.recipe for cell in cells if cell.seed == 0}
-        write_atomic(bench, json.dumps(bench_arms(recipes, comparison.bench, data_root), indent=2).encode())
+    if comparison.bench is not None:
+        arms = {cell.arm: cell.recipe for cell in cells if cell.seed == 0}
+        _keep_bench(bench, arms, comparison.bench, data_root, listener)
     return build_report(
         folder,
         folder / "report",
@@ -99,6 +98,18 @@ def compare(
         description=comparison.description,
         notes=comparison.notes,
     )
+
+
+def _keep_bench(
+    path: Path, arms: Mapping[str, Recipe], section: BenchSection, data_root: Path | None, listener: Listener
+) -> None:
+    """Time the arms, unless that was done for these very recipes."""
+    timed = {arm: fingerprint(recipe) for arm, recipe in arms.items()} | {"bench": fingerprint(section)}
+    if path.exists() and json.loads(path.read_text()).get("timed") == timed:
+        return
+    listener.say("timing the arms, step by step in turn")
+    measured = bench_arms(arms, section, data_root)
+    write_atomic(path, json.dumps(measured | {"timed": timed}, indent=2).encode())
 
 
 def grid(comparison: Comparison, folder: Path) -> Iterator[Cell]:
