@@ -227,6 +227,9 @@ def _step_seconds(rows: pd.DataFrame) -> float | None:
 def _untrained_rows(frame: pd.DataFrame, present: set[tuple[str, str]]) -> list[Arm]:
     rows: list[Arm] = []
     known = frame[frame["float_before"].notna()]
+    if ((frame["kind"] == "trained") & (frame["precision"] == FLOAT)).any():
+        # a net that is quantized after this comparison's own float training stands there already
+        known = known[known["kind"] == "trained"]
     if not known.empty and not any(role == "float_reference" for _, role in present):
         rows.append(_untrained(known, "float_before", FLOAT, precision_label(FLOAT), "float_reference"))
     known = frame[frame["calibrated"].notna() & (frame["kind"] == "trained") & (frame["precision"] != FLOAT)]
