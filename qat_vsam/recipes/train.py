@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.config import Recipe, dump_yaml, fingerprint, load_recipe
+from qat_vsam.data import Batches
 from qat_vsam.errors import CheckpointError, explain
-from qat_vsam.evaluate import accuracy, latency, model_size
+from qat_vsam.evaluate import Size, accuracy, latency, model_size
 from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
@@ -103,37 +104,15 @@ def run_recipe(
         listener.say(f"{recipe.precision} test accuracy: {test.value:.2%} of {test.total} images")
         save_weights(model, run.path / WEIGHTS)
         exports = [export_run(recipe, model, loaders, run.exports, kind, listener) for kind in recipe.export]
-        size = model_size(model, sample[:1])
         result = {
-            "schema": 1,
-            "name": recipe.name,
-            "arm": arm or recipe.name,
-            "label": recipe.label or recipe.name,
-            "seed": recipe.seed,
-            "precision": recipe.precision,
-            "target": recipe.quant.target if recipe.quant else None,
-            "kind": _kind(recipe),
-            "optimizer": recipe.optimizer.name if recipe.train.epochs else None,
-            "optimizer_options": recipe.optimizer.model_dump(mode="json", exclude={"name"}),
+            **_identity(recipe, arm or recipe.name, run.path),
             "model": {"name": recipe.model.name, "parameters": float_size.parameters},
-            "data": {
-                "name": recipe.data.name,
-                "train": len(data.train),
-                "validation": len(data.validation),
-                "test": len(data.test),
-            },
+            "data": {"name": recipe.data.name}
+            | {split: len(getattr(data, split)) for split in ("train", "validation", "test")},
             "accuracy": {"test": test.value, "validation": validation, **before.values()},
             "cost": _cost(trained),
-            "size": {
-                "float_bytes": float_size.float_bytes,
-                "packed_bytes": size.packed_bytes,
-                "bit_operations": size.bit_operations,
-            },
+            "size": _sizes(float_size, model_size(model, sample[:1])),
             "exports": exports,
-            "epochs": recipe.train.epochs,
-            "command": f"qat-vsam train {run.path / 'recipe.yaml'}",
-            "recipe_sha256": fingerprint(recipe),
-            "versions": describe_environment(torch.device(recipe.device))["versions"],
         }
         run.write_result(result)
         return result
@@ -254,6 +233,33 @@ def _proof_inputs(loaders: assemble.Loaders) -> Tensor:
     return torch.cat(parts)
 
 
+def _identity(recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "name": recipe.name,
+        "arm": arm,
+        "label": recipe.label or recipe.name,
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "target": recipe.quant.target if recipe.quant else None,
+        "kind": _kind(recipe),
+        "optimizer": recipe.optimizer.name if recipe.train.epochs else None,
+        "optimizer_options": recipe.optimizer.model_dump(mode="json", exclude={"name"}),
+        "epochs": recipe.train.epochs,
+        "command": f"qat-vsam train {folder / 'recipe.yaml'}",
+        "recipe_sha256": fingerprint(recipe),
+        "versions": describe_environment(torch.device(recipe.device))["versions"],
+    }
+
+
+def _sizes(before: Size, after: Size) -> dict[str, Any]:
+    return {
+        "float_bytes": before.float_bytes,
+        "packed_bytes": after.packed_bytes,
+        "bit_operations": after.bit_operations,
+    }
+
+
 def _kind(recipe: Recipe) -> str:
     if recipe.train.epochs > 0:
         return "trained"
@@ -274,9 +280,9 @@ class _Baseline:
         self._path = folder / "baseline.json"
         self._values: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
-    def measure(self, name: str, model: nn.Module, test: Any) -> float:
+    def measure(self, name: str, model: nn.Module, test: Batches) -> float:
         if name not in self._values:
-            self._values[name] = accuracy(model, test).value
+            self._values[name] = accuracy(model, test, device=test.device).value
             write_atomic(self._path, json.dumps(self._values).encode())
         return self._values[name]
 
