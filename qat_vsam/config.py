@@ -56,7 +56,8 @@ class DataSection(Section):
     validation_size: Annotated[int, Field(ge=1)] | None = None
     validation_from: Literal["train", "test"] = "train"
     batch_size: Annotated[int, Field(ge=1)] = 128
-    augment: Literal["crop_flip", "shift"] | None = None
+    augment: Literal["crop_flip", "crop2_flip", "shift"] | None = None
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     drop_last: bool = True
     options: dict[str, Any] = {}
 
@@ -97,6 +98,7 @@ class TrainSection(Section):
     epochs: Annotated[int, Field(ge=0)] = 2
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     validate_every: Annotated[int, Field(ge=1)] = 1

@@ -21,7 +21,7 @@ from qat_vsam.errors import ConfigError, DataError, did_you_mean, explain
 _ORDER, _AUGMENT = 1, 2
 
 # name: (pixels of zero padding before a random crop, whether half of the images are mirrored)
-_AUGMENTATIONS = {"crop_flip": (4, True), "shift": (1, False)}
+_AUGMENTATIONS = {"crop_flip": (4, True), "crop2_flip": (2, True), "shift": (1, False)}
 
 
 class Batches:
@@ -32,8 +32,9 @@ class Batches:
         batch_size: images a batch; the last one may be smaller unless `drop_last`.
         mean: subtracted from each channel; one number counts for all channels.
         std: divides each channel afterwards.
-        augment: "crop_flip" (zero padding of 4 pixels, random crop, mirrored in half of the cases), "shift"
-            (by at most one pixel each way, zeros at the border) or None.
+        augment: "crop_flip" (zero padding of 4 pixels, random crop, mirrored in half of the cases),
+            "crop2_flip" (the same with 2 pixels, for images of 16 x 16), "shift" (by at most one pixel each
+            way, zeros at the border) or None.
         shuffle: a new order each epoch.
         seed: of order and augmentation.
         drop_last: leave out what does not fill a batch.
