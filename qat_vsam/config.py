@@ -12,19 +12,39 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
+from qat_vsam.recipe_file import find_config, read_recipe_file, read_yaml, shipped_configs
+from qat_vsam.validation import validate
 
-MAX_BYTES = 256 * 1024
-MAX_DEPTH = 20
+__all__ = [
+    "BenchSection",
+    "Comparison",
+    "DataSection",
+    "ModelSection",
+    "OptimizerSection",
+    "QuantSection",
+    "Recipe",
+    "Section",
+    "TrainSection",
+    "dump_yaml",
+    "find_config",
+    "fingerprint",
+    "is_comparison",
+    "load_comparison",
+    "load_recipe",
+    "merge",
+    "parse_overrides",
+    "read_recipe_file",
+    "read_yaml",
+    "recipe_from",
+    "shipped_configs",
+]
 
-S = TypeVar("S", bound="Section")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # a run's name becomes a folder: no separators that leave it, no hidden names
@@ -155,7 +175,7 @@ class Comparison(Section):
         merged |= {"name": f"{self.name}-{arm}", "seed": seed, "label": merged.get("label", arm)}
         if seed > 0:
             merged["export"] = []
-        return _validate(Recipe, merged, prefix=("arms", arm))
+        return validate(Recipe, merged, prefix=("arms", arm))
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,33 +199,6 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_yaml(text: str, source: str) -> dict[str, Any]:
-    """Parse a recipe's text; aliases, tags, duplicate keys, deep nesting and huge files are refused.
-
-    Raises:
-        ConfigError: with the file and line.
-    """
-    if len(text.encode(errors="replace")) > MAX_BYTES:
-        raise ConfigError(explain(source, "a larger file", f"at most {MAX_BYTES} bytes", "check the path"))
-    try:
-        depth = 0
-        for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
-            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if isinstance(event, AliasEvent):
-                raise ConfigError(explain(source, "an alias (*name)", "plain YAML", "write the value out"))
-            if depth > MAX_DEPTH:
-                raise ConfigError(explain(source, "deep nesting", f"<= {MAX_DEPTH} levels", "flatten it"))
-        content = YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except (YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(explain(source, reason, "a YAML mapping", "correct the line named")) from None
-    if not isinstance(content, dict):
-        raise ConfigError(explain(source, type(content).__name__, "a YAML mapping", "see `qat-vsam ls`"))
-    return content
-
-
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """`["a.b=1e-3"]` as a nested mapping; values are read as YAML scalars or flow collections.
 
@@ -219,40 +212,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         parts = key.split(".")
         if not separator or not all(parts):
             raise ConfigError(explain("override", repr(item), "KEY=VALUE", "write for example train.epochs=3"))
-        value = read_yaml(f"value: {text}", f"override {key}").get("value")
+        value: Any = read_yaml(f"value: {text}", f"override {key}").get("value")
         for part in reversed(parts):
             value = {part: value}
         result = merge(result, value)
     return result
-
-
-def find_config(name: str) -> Path:
-    """The file of a recipe: a path, or the NAME of a shipped one (`NAME/compare.yaml` or `NAME.yaml`).
-
-    Raises:
-        ConfigError: neither a file nor a known name.
-    """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if path.is_file():
-            return path
-        raise ConfigError(explain("recipe", name, "a file that exists", "see `qat-vsam ls` for shipped recipes"))
-    shipped = shipped_configs()
-    if name in shipped:
-        return shipped[name]
-    raise ConfigError(explain("recipe", name, "a shipped recipe or a .yaml file", did_you_mean(name, shipped)))
-
-
-def shipped_configs() -> dict[str, Path]:
-    """Name -> file of every recipe that comes with the package (in the wheel) or the checkout (editable)."""
-    package = Path(__file__).parent
-    found: dict[str, Path] = {}
-    for folder in (package / "configs", package.parent / "configs"):
-        for path in sorted(folder.rglob("*.yaml")):
-            relative = path.relative_to(folder).with_suffix("")
-            name = str(relative.parent if relative.name == "compare" else relative)
-            found.setdefault(name, path)
-    return found
 
 
 def is_comparison(content: Mapping[str, Any]) -> bool:
@@ -269,7 +233,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     content = merge(read_recipe_file(path), parse_overrides(overrides))
     if is_comparison(content):
         raise ConfigError(explain(str(path), "a comparison (it has arms)", "one recipe", "use `qat-vsam compare`"))
-    return _validate(Recipe, content)
+    return validate(Recipe, content)
 
 
 def load_comparison(path: Path, overrides: Iterable[str] = ()) -> Comparison:
@@ -281,7 +245,7 @@ def load_comparison(path: Path, overrides: Iterable[str] = ()) -> Comparison:
     content = merge(read_recipe_file(path), parse_overrides(overrides))
     if not is_comparison(content):
         raise ConfigError(explain(str(path), "one recipe (no arms)", "a comparison", "use `qat-vsam train`"))
-    comparison = _validate(Comparison, content)
+    comparison = validate(Comparison, content)
     for arm in comparison.arms:
         _check_start(arm, {name: comparison.arm(name, 0) for name in comparison.arms})
     return comparison
@@ -303,7 +267,7 @@ def recipe_from(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Re
     Raises:
         ConfigError: a value or an override is wrong; the message names the key.
     """
-    return _validate(Recipe, merge(content, parse_overrides(overrides)))
+    return validate(Recipe, merge(content, parse_overrides(overrides)))
 
 
 def dump_yaml(section: Section) -> str:
@@ -320,53 +284,3 @@ def fingerprint(section: Section) -> str:
     """sha256 of the resolved recipe: equal exactly when every option is."""
     canonical = json.dumps(section.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """The content of a recipe or comparison file, parsed and not yet checked.
-
-    Raises:
-        ConfigError: unreadable, or not plain YAML.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(explain(str(path), "a larger file", f"at most {MAX_BYTES} bytes", "check the path"))
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(explain(str(path), error, "a readable text file", "check the path")) from None
-    return read_yaml(text, str(path))
-
-
-def _validate(schema: type[S], content: dict[str, Any], prefix: tuple[str, ...] = ()) -> S:
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
-        lines = [_explain_problem(schema, problem, prefix) for problem in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _explain_problem(schema: type[BaseModel], problem: Mapping[str, Any], prefix: tuple[str, ...]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join((*prefix, *location)) or "recipe"
-    got = repr(problem["input"])
-    got = got if len(got) <= 80 else got[:77] + "..."
-    if problem["type"] == "extra_forbidden":
-        fields = _fields_at(schema, location[:-1])
-        return explain(key, got, "no such key", did_you_mean(location[-1], fields))
-    if problem["type"] == "missing":
-        return explain(key, "nothing", "a value", f"add {key}")
-    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        choices = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return explain(key, got, "one of " + ", ".join(choices), did_you_mean(problem["input"], choices))
-    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return explain(key, got, rule, "correct it in the recipe or by KEY=VALUE")
-
-
-def _fields_at(schema: type[BaseModel], location: Iterable[str]) -> list[str]:
-    for part in location:
-        field = schema.model_fields.get(part)
-        if field is None:
-            break
-        annotations = (field.annotation, *get_args(field.annotation))
-        schema = next((a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)), schema)
-    return list(schema.model_fields)
