@@ -7,18 +7,16 @@ Nothing here imports torch: `qat-vsam ls` and `--help` stay quick.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from ruamel.yaml import YAML
 
-from qat_vsam.errors import ConfigError, did_you_mean, explain
-from qat_vsam.recipe_file import find_config, read_recipe_file, read_yaml, shipped_configs
+from qat_vsam.arm_checks import check_arms
+from qat_vsam.errors import ConfigError, explain
+from qat_vsam.recipe_file import dump_yaml, find_config, fingerprint, read_recipe_file, read_yaml, shipped_configs
 from qat_vsam.validation import validate
 
 __all__ = [
@@ -31,6 +29,7 @@ __all__ = [
     "Recipe",
     "Section",
     "TrainSection",
+    "TuneSection",
     "dump_yaml",
     "find_config",
     "fingerprint",
@@ -156,8 +155,35 @@ class BenchSection(Section):
     batch_size: Annotated[int, Field(ge=2)] | None = None
 
 
+class TuneSection(Section):
+    """Settings chosen before the final runs: of each arm the one of best mean validation accuracy.
+
+    `seeds` counts the seeds of a trial, which are none of the final runs'. `grids` gives an arm the values to try of
+    each dotted key; `same_as` gives an arm what was chosen for another.
+    """
+
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    grids: Annotated[dict[Name, dict[str, Annotated[list[Any], Field(min_length=1)]]], Field(min_length=1)]
+    same_as: dict[Name, Name] = {}
+
+    def source(self, arm: str) -> str | None:
+        """The arm whose trials decide about `arm`; None where its settings stand as written."""
+        source = self.same_as.get(arm, arm)
+        return source if source in self.grids else None
+
+    def settings(self, arm: str) -> list[dict[str, Any]]:
+        """What is tried for an arm that has a grid: the product of its values, by dotted key."""
+        grid = self.grids[arm]
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
 class Comparison(Section):
-    """A grid: one recipe, changed arm by arm, over the same seeds."""
+    """A grid: one recipe, changed arm by arm, over the same seeds.
+
+    An arm may say its `role` in the report: `sgd`, `sam` or `split_sgd` make it the one of its precision that the
+    others are measured against, `vsam` puts it into the headline, `other` keeps it out of both. Without it the arms
+    named PRECISION-sgd, PRECISION-sam and PRECISION-split are the references, whatever else uses those optimizers.
+    """
 
     name: Name
     title: str
@@ -167,11 +193,24 @@ class Comparison(Section):
     workers: Annotated[int, Field(ge=1)] = 2
     recipe: dict[str, Any]
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
+    tune: TuneSection | None = None
     bench: BenchSection | None = BenchSection()
 
-    def arm(self, arm: str, seed: int) -> Recipe:
-        """The recipe of one arm and seed; only the first seed is exported."""
-        merged = merge(self.recipe, self.arms[arm])
+    def arm(self, arm: str, seed: int, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of one arm and seed; only the first seed is exported.
+
+        Args:
+            arm: its name.
+            seed: of the run.
+            settings: put over the arm, by dotted key.
+
+        Raises:
+            ConfigError: the arm, or a setting, is no recipe.
+        """
+        change = {key: value for key, value in self.arms[arm].items() if key != "role"}
+        for key, value in (settings or {}).items():
+            change = merge(change, _nested(key, value))
+        merged = merge(self.recipe, change)
         merged |= {"name": f"{self.name}-{arm}", "seed": seed, "label": merged.get("label", arm)}
         if seed > 0:
             merged["export"] = []
@@ -213,10 +252,15 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not separator or not all(parts):
             raise ConfigError(explain("override", repr(item), "KEY=VALUE", "write for example train.epochs=3"))
         value: Any = read_yaml(f"value: {text}", f"override {key}").get("value")
-        for part in reversed(parts):
-            value = {part: value}
-        result = merge(result, value)
+        result = merge(result, _nested(key, value))
     return result
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    content: dict[str, Any] = value
+    return content
 
 
 def is_comparison(content: Mapping[str, Any]) -> bool:
@@ -246,19 +290,8 @@ def load_comparison(path: Path, overrides: Iterable[str] = ()) -> Comparison:
     if not is_comparison(content):
         raise ConfigError(explain(str(path), "one recipe (no arms)", "a comparison", "use `qat-vsam train`"))
     comparison = validate(Comparison, content)
-    for arm in comparison.arms:
-        _check_start(arm, {name: comparison.arm(name, 0) for name in comparison.arms})
+    check_arms(comparison)
     return comparison
-
-
-def _check_start(arm: str, recipes: Mapping[str, Recipe]) -> None:
-    start = recipes[arm].init_from
-    if start is None:
-        return
-    others = [name for name, recipe in recipes.items() if name != arm and recipe.init_from is None]
-    if start not in others:
-        advice = did_you_mean(start, others) if others else "let another arm train from its own start"
-        raise ConfigError(explain(f"arms.{arm}.init_from", start, "another arm that starts by itself", advice))
 
 
 def recipe_from(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -268,19 +301,3 @@ def recipe_from(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Re
         ConfigError: a value or an override is wrong; the message names the key.
     """
     return validate(Recipe, merge(content, parse_overrides(overrides)))
-
-
-def dump_yaml(section: Section) -> str:
-    """The resolved recipe as YAML, every default written out."""
-    stream = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(section.model_dump(mode="json"), stream)
-    return stream.getvalue()
-
-
-def fingerprint(section: Section) -> str:
-    """sha256 of the resolved recipe: equal exactly when every option is."""
-    canonical = json.dumps(section.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,11 +1,17 @@
-"""Finds recipe files and reads them safely: plain YAML of modest size, without aliases, tags or doubled keys."""
+"""Recipe files: where they are, reading them safely, and writing what they resolve to.
+
+What is read is plain YAML of modest size, without aliases, tags or doubled keys.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
@@ -85,3 +91,19 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(explain(source, type(content).__name__, "a YAML mapping", "see `qat-vsam ls`"))
     return content
+
+
+def dump_yaml(section: BaseModel) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(section.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def fingerprint(section: BaseModel) -> str:
+    """sha256 of the resolved recipe: equal exactly when every option is."""
+    canonical = json.dumps(section.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
