@@ -1,7 +1,7 @@
 """Datasets as uint8 tensors in memory, and their batches as a pure function of (seed, epoch, step)."""
 
 from qat_vsam.data.batches import Batches, random_crop
-from qat_vsam.data.dataset import Dataset, Split, class_balanced_order
+from qat_vsam.data.dataset import Dataset, Split, class_balanced_order, with_wrong_labels
 from qat_vsam.data.registry import list_datasets, load_dataset
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "list_datasets",
     "load_dataset",
     "random_crop",
+    "with_wrong_labels",
 ]

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from qat_vsam.data.dataset import Rows, rows_in_memory
-from qat_vsam.data.images import Progress
+from qat_vsam.data.images import Progress, shrink
 from qat_vsam.data.parquet import read_parquet
 from qat_vsam.errors import DataError, explain
 
+SIDES = (4, 8, 16, 32)  # pixels; the published images have 32
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # name: (class names where a parquet file holds none, torchvision's class, torchvision's folder)
 _SOURCES: dict[str, tuple[tuple[str, ...] | None, str, str]] = {
@@ -20,7 +21,7 @@ _SOURCES: dict[str, tuple[tuple[str, ...] | None, str, str]] = {
 
 
 def cifar_rows(
-    name: str, root: Path, *, download: bool = False, progress: Progress | None = None
+    name: str, root: Path, *, size: int | None = None, download: bool = False, progress: Progress | None = None
 ) -> tuple[Rows, Rows, tuple[str, ...]]:
     """The training rows, the test rows and the class names.
 
@@ -31,12 +32,30 @@ def cifar_rows(
     Args:
         name: "cifar10" or "cifar100".
         root: data folder.
+        size: side of the images in pixels, one of 4, 8, 16, 32, made by `shrink` as they are read; None leaves 32.
         download: let torchvision fetch the files into `root/NAME` if nothing is there.
         progress: called with the number of decoded images and their total.
 
     Raises:
-        DataError: nothing found, or a broken file.
+        DataError: nothing found, a broken file, or another size.
     """
+    if size is not None and size not in SIDES:
+        raise DataError(
+            explain(f"data {name}.size", repr(size), f"one of {', '.join(map(str, SIDES))}", "correct it or remove it")
+        )
+    train, test, classes = _full_size_rows(name, root, download=download, progress=progress)
+    if size is None:
+        return train, test, classes
+    return _shrunk(train, size), _shrunk(test, size), classes
+
+
+def _shrunk(rows: Rows, side: int) -> Rows:
+    return Rows(rows.labels, lambda index: shrink(rows.images(index), side))
+
+
+def _full_size_rows(
+    name: str, root: Path, *, download: bool, progress: Progress | None
+) -> tuple[Rows, Rows, tuple[str, ...]]:
     classes, torchvision_class, folder = _SOURCES[name]
     places = [base / sub for base in (root, root / name) for sub in (".", "plain_text", name, "data")]
     for place in places:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qat_vsam.errors import DataError, explain
+
+_LABEL_NOISE = 3  # a number that no other draw from a seed is mixed with
 
 
 @dataclass
@@ -54,6 +57,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def to(self, device: str | torch.device) -> Split:
+        """The split on a device; itself where it is there already."""
+        images, labels = self.images.to(device), self.labels.to(device)
+        return self if images is self.images and labels is self.labels else Split(images, labels)
 
 
 @dataclass
@@ -127,6 +135,43 @@ def class_balanced_order(labels: Tensor, seed: int) -> Tensor:
     within_turn = torch.randperm(len(labels), generator=generator)
     by_class, turn = by_class[within_turn], turn[within_turn]
     return by_class[turn.argsort(stable=True)]
+
+
+def with_wrong_labels(split: Split, classes: int, share: float, seed: int) -> Split:
+    """A share of the labels replaced by another class, each other class as likely as the next.
+
+    round(share * N) rows are drawn without replacement, and of these label becomes (label + d) mod K with d
+    uniform in 1..K - 1. Of two shares the larger spoils the rows of the smaller too, with the same wrong labels.
+
+    Args:
+        split: left as it is.
+        classes: number of classes K.
+        share: of the N labels, in 0..1.
+        seed: which rows, and which wrong labels, are a pure function of N, K and this number.
+
+    Raises:
+        DataError: a share outside 0..1, or fewer than two classes to confuse.
+
+    Example:
+        >>> clean = Split(torch.zeros(10, 1, 2, 2), torch.zeros(10, dtype=torch.int64))
+        >>> noisy = with_wrong_labels(clean, classes=3, share=0.4, seed=0)
+        >>> int((noisy.labels != clean.labels).sum())
+        4
+    """
+    if not 0 <= share <= 1:
+        raise DataError(explain("label_noise", share, "a share in 0..1", "correct it"))
+    if share == 0:
+        return split
+    if classes < 2:
+        raise DataError(explain("label_noise", f"{share} of {classes} class", "two classes or more", "set it to 0"))
+    # a stream of its own: the same seed has already ordered the rows
+    mixed = np.random.SeedSequence([_LABEL_NOISE, seed]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(mixed[0]))
+    shift = torch.randint(1, classes, (len(split),), generator=generator)
+    spoiled = torch.randperm(len(split), generator=generator)[: round(share * len(split))]
+    labels = split.labels.clone()
+    labels[spoiled] = (labels[spoiled] + shift[spoiled]) % classes
+    return Split(split.images, labels)
 
 
 def split_rows(

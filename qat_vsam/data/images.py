@@ -52,6 +52,38 @@ def decode_images(
     return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
 
 
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Images made smaller by the mean over blocks of pixels, in whole numbers, halves rounded up.
+
+    With k = H / side, out[i, j] = floor((sum of the k x k block at (k i, k j) + floor(k^2 / 2)) / k^2).
+
+    Args:
+        images: uint8 (N, C, H, H).
+        side: pixels of the new side; divides H.
+
+    Returns:
+        uint8 (N, C, side, side).
+
+    Raises:
+        DataError: images that are not square, or a side that does not divide theirs.
+
+    Example:
+        >>> shrink(torch.tensor([[[[0, 1], [1, 0]]]], dtype=torch.uint8), 1).item()
+        1
+    """
+    n, channels, height, width = images.shape
+    if height != width or side < 1 or height % side:
+        divisors = ", ".join(str(number) for number in range(1, height + 1) if height % number == 0)
+        raise DataError(
+            explain("size", side, f"a divisor of {height}, the side of square images", f"choose one of {divisors}")
+        )
+    if side == height:
+        return images
+    k = height // side
+    total = images.reshape(n, channels, side, k, side, k).sum((3, 5), dtype=torch.int32)
+    return ((total + k * k // 2) // (k * k)).to(torch.uint8)
+
+
 def _decode(source: bytes | str, name: str, size: int | None, expected: tuple[int, ...] | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qat_vsam.data.cifar import cifar_rows
-from qat_vsam.data.dataset import Dataset, Rows, rows_in_memory, split_rows
+from qat_vsam.data.dataset import Dataset, Rows, rows_in_memory, split_rows, with_wrong_labels
 from qat_vsam.data.digits import CLASSES, TRAIN_SIZE, VALIDATION_SIZE, digits_rows
 from qat_vsam.data.folder import folder_rows
 from qat_vsam.errors import DataError, did_you_mean, explain
@@ -16,8 +17,8 @@ from qat_vsam.models import check_options, import_function, is_user_function
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "digits": (),
-    "cifar10": ("download", "progress"),
-    "cifar100": ("download", "progress"),
+    "cifar10": ("size", "download", "progress"),
+    "cifar100": ("size", "download", "progress"),
     "image_folder": ("size", "progress"),
 }
 
@@ -39,6 +40,7 @@ def load_dataset(
     train_size: int | None = None,
     validation_size: int | None = None,
     validation_from: str = "train",
+    label_noise: float = 0.0,
     seed: int = 0,
     **options: Any,
 ) -> Dataset:
@@ -53,10 +55,12 @@ def load_dataset(
         validation_size: number of validation images; None takes a tenth of the training images (digits:
             500), or half of the test images.
         validation_from: "train", or "test" for nets that have seen every training image.
-        seed: of the split. Runs that differ in their seed share it, so that they see the same images.
-        options: cifar10 and cifar100: `download`; image_folder: `size`, the side in pixels, which it
-            demands; all three: `progress(done, total)`, called while images are decoded. Otherwise arguments
-            of your function.
+        label_noise: share of the training labels replaced by another class; validation and test stay clean.
+        seed: of the split and of the wrong labels. Runs that differ in their seed share it, so that they see
+            the same images.
+        options: cifar10 and cifar100: `download` and `size`, the side in pixels, 4, 8, 16 or 32;
+            image_folder: `size`, which it demands; all three: `progress(done, total)`, called while images
+            are decoded. Otherwise arguments of your function.
 
     Raises:
         DataError: unknown name or option, missing or broken files, sizes that do not fit.
@@ -73,6 +77,11 @@ def load_dataset(
         "validation_from": validation_from,
         "seed": seed,
     }
+    data = _load(name, root, sizes, options)
+    return replace(data, train=with_wrong_labels(data.train, len(data.classes), label_noise, seed))
+
+
+def _load(name: str, root: str | Path | None, sizes: dict[str, Any], options: dict[str, Any]) -> Dataset:
     if is_user_function(name):
         return _from_function(name, None if root is None else Path(root), options, sizes)
     if name not in _OPTIONS:
@@ -84,9 +93,10 @@ def load_dataset(
             raise DataError(explain(f"data {name}.{option}", "an unknown option", "a known one", advice))
     if name == "digits":
         train, test = digits_rows()
-        if validation_from == "train":
-            sizes["validation_size"] = VALIDATION_SIZE if validation_size is None else validation_size
-        sizes["train_size"] = TRAIN_SIZE if train_size is None else train_size
+        usual = {"train_size": TRAIN_SIZE}
+        if sizes["validation_from"] == "train":
+            usual["validation_size"] = VALIDATION_SIZE
+        sizes = sizes | {key: size for key, size in usual.items() if sizes[key] is None}
         return split_rows(name, CLASSES, train, test, **sizes)
     folder = _existing(name, root)
     if name == "image_folder":

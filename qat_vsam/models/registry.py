@@ -1,4 +1,4 @@
-"""Models by name: `digits_cnn`, `cifar_resnet20`, `torchvision:NAME`, `package.module:function`."""
+"""Models by name: `digits_cnn`, `small_cnn`, `cifar_resnet20`, `torchvision:NAME`, `package.module:function`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from qat_vsam.errors import InputError, did_you_mean, explain
 from qat_vsam.models.checkpoint import load_checkpoint
 from qat_vsam.models.cifar_resnet import CifarResNet
-from qat_vsam.models.digits import DigitsCNN
+from qat_vsam.models.small_cnn import SmallCNN
 from qat_vsam.models.user_function import check_options, import_function, is_user_function
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,11 +42,13 @@ class ModelInfo:
 
 
 _DIGITS = ModelInfo((0.3,), (0.375,), (1, 8, 8), 10, "three convolutions for the bundled digits")
+_SMALL = ModelInfo(IMAGENET_MEAN, IMAGENET_STD, (3, 16, 16), 10, "five convolutions for images of 16 x 16")
 # the public CIFAR checkpoints were trained with ImageNet's constants, not with CIFAR's own
 _CIFAR = ModelInfo(IMAGENET_MEAN, IMAGENET_STD, (3, 32, 32), 10, "He et al., arXiv 1512.03385")
 
 _BUILDERS: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
-    "digits_cnn": (DigitsCNN, _DIGITS),
+    "digits_cnn": (partial(SmallCNN, in_channels=1, stages=1), _DIGITS),
+    "small_cnn": (partial(SmallCNN, in_channels=3, stages=2), _SMALL),
     **{f"cifar_resnet{depth}": (partial(CifarResNet, depth), _CIFAR) for depth in (20, 32, 44, 56)},
 }
 

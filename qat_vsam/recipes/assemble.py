@@ -76,6 +76,7 @@ def dataset(recipe: Recipe, root: Path | None) -> Dataset:
         train_size=section.train_size,
         validation_size=section.validation_size,
         validation_from=section.validation_from,
+        label_noise=section.label_noise,
         **section.options,
     )
 

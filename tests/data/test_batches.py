@@ -119,6 +119,21 @@ def test_the_gathered_crops_are_those_of_slicing(
     assert torch.equal(fast, slow)
 
 
+@pytest.mark.parametrize(
+    ("augment", "padding", "mirror"), [("crop_flip", 4, True), ("crop2_flip", 2, True), ("shift", 1, False)]
+)
+def test_an_augmentation_moves_images_by_as_many_pixels_as_it_says(augment: str, padding: int, mirror: bool) -> None:
+    images = torch.zeros(2000, 1, 16, 16)
+    images[:, 0, 8, 6] = 1
+    x, _ = next(
+        iter(_batches(Split(images, torch.arange(2000)), batch_size=2000, augment=augment, mean=(0,), std=(1,)))
+    )
+    rows, columns = x.sum((0, 1, 3)).nonzero().flatten(), x.sum((0, 1, 2)).nonzero().flatten()
+    assert rows.tolist() == list(range(8 - padding, 8 + padding + 1))
+    mirrored = range(9 - padding, 9 + padding + 1) if mirror else ()
+    assert columns.tolist() == sorted({*range(6 - padding, 6 + padding + 1), *mirrored})
+
+
 def test_every_crop_position_and_both_mirrors_occur_about_equally_often() -> None:
     n = 8100
     images = torch.zeros(n, 1, 9, 9)

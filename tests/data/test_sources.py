@@ -18,10 +18,14 @@ from qat_vsam.data import list_datasets, load_dataset
 from qat_vsam.errors import DataError, InputError
 
 
-def _png(value: int, side: int = 4) -> bytes:
+def _encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.full((side, side, 3), value, dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _png(value: int, side: int = 4) -> bytes:
+    return _encode(np.full((side, side, 3), value, dtype=np.uint8))
 
 
 def _table(labels: list, images: list | None = None, image: str = "img", label: str = "label") -> pa.Table:
@@ -147,6 +151,30 @@ def test_torchvisions_folder_with_its_checksums_is_read(tmp_path: Path, monkeypa
     assert data.train.labels.tolist() == [3, 1, 2, 0]
     assert data.classes == ("a", "b", "c", "d")
     assert torch.equal(data.train.images, torch.from_numpy(images).reshape(4, 3, 32, 32))
+
+
+def test_cifar_images_are_shrunk_to_the_mean_of_their_blocks(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    table = _table([0, 1, 2], images=[_encode(image) for image in pixels])
+    _write(tmp_path, table, test=table)
+    for side in (4, 8, 16):
+        data = load_dataset("cifar10", tmp_path, size=side, validation_size=0, train_size=3)
+        k = 32 // side
+        blocks = pixels.reshape(3, side, k, side, k, 3).astype(float).mean((2, 4))
+        rounded = torch.from_numpy(np.floor(blocks + 0.5)).permute(0, 3, 1, 2).to(torch.uint8)
+        assert torch.equal(data.train.images, rounded)
+        assert torch.equal(data.test.images, rounded)
+    whole = load_dataset("cifar10", tmp_path, size=32, validation_size=0).train.images
+    assert torch.equal(whole, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def test_a_side_that_images_cannot_have_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, _table([0, 1, 2]))
+    for side in (12, 0, 64, "16"):
+        with pytest.raises(DataError, match=r"data cifar10\.size: got .*; expected one of 4, 8, 16, 32"):
+            load_dataset("cifar10", tmp_path, size=side)
+    with pytest.raises(DataError, match="size: got 16; expected a divisor of 4"):
+        load_dataset("cifar10", tmp_path, size=16)  # the files hold images of 4 x 4
 
 
 def _image_folder(root: Path, parts: dict[str, dict[str, int]]) -> Path:

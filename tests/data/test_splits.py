@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_vsam.data import Dataset, Split, class_balanced_order, load_dataset
+from qat_vsam.data import Dataset, Split, class_balanced_order, load_dataset, with_wrong_labels
 from qat_vsam.errors import DataError
 
 
@@ -75,9 +75,45 @@ def test_half_of_the_test_images_can_validate() -> None:
     assert (len(data.validation), len(data.test)) == (498, 499)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.333, 1.0])
+def test_label_noise_spoils_its_share_of_the_training_labels_and_nothing_else(share: float) -> None:
+    clean, noisy = load_dataset("digits"), load_dataset("digits", label_noise=share)
+    assert int((noisy.train.labels != clean.train.labels).sum()) == round(share * 300)
+    assert torch.equal(noisy.train.images, clean.train.images)
+    for part in ("validation", "test"):
+        assert torch.equal(getattr(noisy, part).labels, getattr(clean, part).labels)
+
+
+def test_a_wrong_label_is_each_other_class_equally_often() -> None:
+    split = Split(torch.zeros(9000, 1, 1, 1), torch.arange(9000) % 4)
+    spoiled = with_wrong_labels(split, classes=4, share=0.5, seed=1).labels
+    wrong = spoiled != split.labels
+    shift = ((spoiled - split.labels) % 4)[wrong].bincount(minlength=4)
+    assert shift[0] == 0
+    assert (shift[1:] - 1500).abs().max() < 150
+    assert (split.labels[wrong].bincount() - 1125).abs().max() < 120
+
+
+def test_wrong_labels_are_a_function_of_the_seed_and_grow_with_the_share() -> None:
+    split = Split(torch.zeros(400, 1, 1, 1), torch.arange(400) % 10)
+    state = torch.get_rng_state()
+
+    def spoil(share: float, seed: int) -> torch.Tensor:
+        return with_wrong_labels(split, 10, share, seed).labels
+
+    few, many = spoil(0.2, 0), spoil(0.5, 0)
+    assert torch.equal(few, spoil(0.2, 0))
+    assert not torch.equal(few, spoil(0.2, 1))
+    changed = few != split.labels
+    assert torch.equal(few[changed], many[changed])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"label_noise": 1.5}, r"label_noise: got 1.5; expected a share in 0\.\.1"),
+        ({"label_noise": -0.1}, "label_noise: got -0.1"),
         ({"train_size": 301}, "train_size: got 301; expected at most the 300 images"),
         ({"validation_size": 801}, "validation_size: got 801; expected at most 800"),
         ({"train_size": -1}, "train_size: got -1"),
@@ -102,6 +138,12 @@ def test_impossible_splits_are_refused(options: dict, message: str) -> None:
 def test_a_split_refuses_what_is_no_labelled_images(images: torch.Tensor, labels: torch.Tensor) -> None:
     with pytest.raises(DataError):
         Split(images, labels)
+
+
+def test_labels_of_a_single_class_cannot_be_wrong() -> None:
+    split = Split(torch.zeros(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(DataError, match="two classes or more"):
+        with_wrong_labels(split, classes=1, share=0.5, seed=0)
 
 
 def test_a_dataset_is_its_three_parts() -> None:

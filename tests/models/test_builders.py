@@ -26,7 +26,18 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
     assert counts == {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "cifar_resnet20"])
+def test_the_small_nets_are_one_architecture_in_two_sizes() -> None:
+    def convolutions(name: str, **options: int) -> list[tuple[int, int, int]]:
+        convs = [m for m in build_model(name, **options).modules() if isinstance(m, torch.nn.Conv2d)]
+        return [(conv.in_channels, conv.out_channels, conv.stride[0]) for conv in convs]
+
+    assert convolutions("digits_cnn", width=8) == [(1, 8, 1), (8, 16, 2), (16, 16, 1)]
+    assert convolutions("small_cnn", width=8) == [(3, 8, 1), (8, 16, 2), (16, 16, 1), (16, 32, 2), (32, 32, 1)]
+    assert sum(p.numel() for p in build_model("digits_cnn").parameters()) == 14_458
+    assert sum(p.numel() for p in build_model("small_cnn").parameters()) == 70_618
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "small_cnn", "cifar_resnet20"])
 def test_a_seed_decides_the_weights_and_leaves_the_generator_alone(name: str) -> None:
     state = torch.get_rng_state()
     first, again, other = (build_model(name, seed=seed).state_dict() for seed in (3, 3, 4))
