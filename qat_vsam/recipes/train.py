@@ -107,7 +107,7 @@ def run_recipe(
         result = {
             **_identity(recipe, arm or recipe.name, run.path),
             "model": {"name": recipe.model.name, "parameters": float_size.parameters},
-            "data": {"name": recipe.data.name}
+            "data": recipe.data.model_dump(mode="json", include={"name", "augment", "label_noise", "options"})
             | {split: len(getattr(data, split)) for split in ("train", "validation", "test")},
             "accuracy": {"test": test.value, "validation": validation, **before.values()},
             "cost": _cost(trained),
@@ -216,6 +216,7 @@ def _train(
             validate_every=recipe.train.validate_every,
             device=recipe.device,
             amp=recipe.amp,
+            ema=recipe.train.ema,
             log_every=recipe.train.log_every,
             checkpoint_every_steps=recipe.train.checkpoint_every,
             on_event=listener.progress,
@@ -246,6 +247,7 @@ def _identity(recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
         "optimizer": recipe.optimizer.name if recipe.train.epochs else None,
         "optimizer_options": recipe.optimizer.model_dump(mode="json", exclude={"name"}),
         "epochs": recipe.train.epochs,
+        "ema": recipe.train.ema if recipe.train.epochs else None,
         "command": f"qat-vsam train {folder / 'recipe.yaml'}",
         "recipe_sha256": fingerprint(recipe),
         "versions": describe_environment(torch.device(recipe.device))["versions"],

@@ -45,7 +45,7 @@ class EpochBatches(Protocol):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` returns; the trained weights are in the model.
+    """What `fit` returns; the trained weights, or their average, are in the model.
 
     Attributes:
         steps: updates of the weights, all resumptions included.
@@ -77,6 +77,7 @@ def fit(
     validate_every: int = 1,
     device: str | torch.device = "cpu",
     amp: str | None = None,
+    ema: float | None = None,
     log_every: int = 10,
     checkpoint_every_steps: int | None = None,
     on_event: Callable[[Progress], None] | None = None,
@@ -103,6 +104,8 @@ def fit(
         validate_every: epochs between two validations; the last epoch is always validated.
         device: where the batches go.
         amp: "bf16" runs forward and loss under autocast; None keeps float32.
+        ema: decay per step of a moving average of the weights, which is validated in the model's place and is
+            in the model at the end; see `moving_average`. None averages nothing.
         log_every: steps between two lines of the log, the only steps that wait for the device.
         checkpoint_every_steps: None for checkpoints at the ends of epochs only.
         on_event: called with a `Progress` after each step, epoch and checkpoint.
@@ -135,7 +138,7 @@ def fit(
     )
     if amp not in (None, "bf16"):
         raise ConfigError(explain("amp", repr(amp), "bf16 or nothing", "choose one of them"))
-    state = TrainingState(model, optimizer, lr_scheduler, torch.device(device))
+    state = TrainingState(model, optimizer, lr_scheduler, torch.device(device), ema)
     plan = Plan(epochs, len(batches), log_every, checkpoint_every_steps, on_event)
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with repeatable, Recorder(state, run, plan) as recorder:
@@ -152,8 +155,10 @@ def fit(
             validation_accuracy = None
             if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
                 with recorder.clock.paused(evaluation=True):
-                    validation_accuracy = accuracy(model, validation, state.device).value
+                    validation_accuracy = accuracy(state.judged, validation, state.device).value
             recorder.after_epoch(validation_accuracy)
+    if state.judged is not model:
+        model.load_state_dict(state.judged.state_dict())
     return FitResult(
         steps=state.ledger.steps,
         epochs=state.epoch,

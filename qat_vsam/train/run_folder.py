@@ -222,7 +222,7 @@ class RunFolder:
 
 
 def load_trained(path: str | Path, model: nn.Module) -> int:
-    """Load the weights of a run's newest whole checkpoint into `model`.
+    """Load the weights of a run's newest whole checkpoint, or their moving average, into `model`.
 
     Changes nothing in the folder, so it may be called while the run goes on.
 
@@ -240,7 +240,7 @@ def load_trained(path: str | Path, model: nn.Module) -> int:
     if state is None:
         raise CheckpointError(explain(str(path), "no whole checkpoint", "a trained run", "train it first"))
     try:
-        model.load_state_dict(state["training"]["model"])
+        model.load_state_dict(state["training"].get("average", state["training"]["model"]))
     except RuntimeError as error:
         raise CheckpointError(
             explain(

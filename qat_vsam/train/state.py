@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from qat_vsam.errors import CheckpointError, NonFiniteError, explain
+from qat_vsam.train.average import moving_average
 from qat_vsam.train.ledger import CostLedger
 
 _KEYS = (
@@ -34,19 +35,29 @@ class TrainingState:
         optimizer: with its base's momentum and its schedule in one state_dict.
         lr_scheduler: any object with `step`, `state_dict` and `load_state_dict`, or None.
         device: where the model is and random numbers are drawn, beside the CPU.
+        ema: decay of `moving_average`, or None.
 
     Attributes:
+        average: the moving average of the weights, or None.
         epoch: whole epochs done.
         batch: steps done in the epoch under way.
         ledger: the cost so far; its `steps` is the position in the whole training.
         last_epoch: `train_loss` and `validation_accuracy` of the last whole epoch.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, lr_scheduler: Any, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: Any,
+        device: torch.device,
+        ema: float | None = None,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.device = device
+        self.average = None if ema is None else moving_average(model, ema)
         self.ledger = CostLedger()
         self.epoch = 0
         self.batch = 0
@@ -54,8 +65,13 @@ class TrainingState:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._loss_rows = 0
 
+    @property
+    def judged(self) -> nn.Module:
+        """The net that is validated and kept at the end: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
     def count_step(self, loss: torch.Tensor, rows: int, passes: list[int]) -> None:
-        """Book a step of the epoch under way, without waiting for the device.
+        """Book a step of the epoch under way, without waiting for the device; the average takes it in.
 
         Args:
             loss: mean over the batch, a scalar on the device.
@@ -66,6 +82,8 @@ class TrainingState:
         self.batch += 1
         self._loss_sum += loss.double() * rows
         self._loss_rows += rows
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def end_epoch(self, validation_accuracy: float | None) -> None:
         """Move to the start of the next epoch."""
@@ -114,8 +132,10 @@ class TrainingState:
             finite = torch.stack(weights)
             self.check_finite("weights", torch.where(finite, 0.0, torch.nan))
         on_gpu = self.device.type == "cuda"
+        average = {} if self.average is None else {"average": self.average.module.state_dict()}
         return {
             "model": self.model.state_dict(),
+            **average,
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "ledger": self.ledger.state_dict(),
@@ -134,12 +154,16 @@ class TrainingState:
         Raises:
             CheckpointError: the state is of another model, optimizer or scheduler.
         """
-        if set(state) != set(_KEYS):
-            raise _refusal(f"entries {sorted(state)}", f"entries {sorted(_KEYS)}")
+        keys = {*_KEYS} if self.average is None else {*_KEYS, "average"}
+        if set(state) != keys:
+            raise _refusal(f"entries {sorted(state)}", f"entries {sorted(keys)}")
         if (state["lr_scheduler"] is None) != (self.lr_scheduler is None):
             raise _refusal("a checkpoint with another lr_scheduler", "the scheduler of this run")
         try:
             self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+                self.average.n_averaged.fill_(state["ledger"]["steps"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.lr_scheduler is not None:
                 self.lr_scheduler.load_state_dict(state["lr_scheduler"])

@@ -60,7 +60,7 @@ def train(
 ) -> FitResult:
     torch.set_num_threads(1)
     model = build_model(quantized)
-    built = build_optimizer(optimizer, model)
+    built = build_optimizer(optimizer.removesuffix("-ema"), model)
     data = load_dataset("digits", train_size=300, validation_size=300, seed=0)
     normalise = {"mean": (0.3,), "std": (0.4,)}
     with RunFolder(folder, recipe=f"optimizer: {optimizer}\namp: {amp}\nepochs: {epochs}\n") as run:
@@ -74,6 +74,7 @@ def train(
             validation=Batches(data.validation, 300, **normalise),
             validate_every=2,
             amp=amp,
+            ema=0.9 if optimizer.endswith("-ema") else None,
             log_every=1,
             checkpoint_every_steps=4,
             on_event=on_event,

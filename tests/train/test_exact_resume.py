@@ -21,6 +21,7 @@ CASES = {
     "vsam-budget-fp32": ("vsam-budget", None, False, 36),
     "vsam-variance-bf16": ("vsam-variance", "bf16", False, 49),
     "vsam-budget-w4a4": ("vsam-budget", None, True, 64),
+    "sam-ema-w4a4": ("sam-ema", None, True, 41),
 }
 EPOCHS, STEPS_PER_EPOCH = 12, 6  # of `digits_run.train`
 
@@ -200,7 +201,7 @@ def test_the_loop_counts_what_the_optimizer_declares(name, undisturbed):
     else:
         (declared,) = find(state["optimizer"], "gradient_evaluations")
         assert state["ledger"]["gradient_evaluations"] == pytest.approx(declared, rel=1e-12)
-        assert {"sam": 2, "vsam-budget": 1.25}.get(optimizer, cost) == pytest.approx(cost, abs=0.01)
+        assert {"sam": 2, "sam-ema": 2, "vsam-budget": 1.25}.get(optimizer, cost) == pytest.approx(cost, abs=0.01)
         assert 1 < cost <= 2
 
 
