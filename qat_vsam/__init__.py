@@ -37,8 +37,25 @@ if TYPE_CHECKING:
     from qat_vsam.export import verify as verify
     from qat_vsam.models import build_model as build_model
     from qat_vsam.models import load_checkpoint as load_checkpoint
+    from qat_vsam.optim import AESAM as AESAM
+    from qat_vsam.optim import ASAM as ASAM
+    from qat_vsam.optim import ESAM as ESAM
+    from qat_vsam.optim import FSAM as FSAM
+    from qat_vsam.optim import LESAM as LESAM
+    from qat_vsam.optim import MSAM as MSAM
+    from qat_vsam.optim import S2SAM as S2SAM
     from qat_vsam.optim import SAM as SAM
+    from qat_vsam.optim import SAMON as SAMON
+    from qat_vsam.optim import SAQ as SAQ
     from qat_vsam.optim import VSAM as VSAM
+    from qat_vsam.optim import AELookSAM as AELookSAM
+    from qat_vsam.optim import LateSAM as LateSAM
+    from qat_vsam.optim import LookSAM as LookSAM
+    from qat_vsam.optim import PeriodicSAM as PeriodicSAM
+    from qat_vsam.optim import RampSAM as RampSAM
+    from qat_vsam.optim import RandomCountSAM as RandomCountSAM
+    from qat_vsam.optim import RandomSAM as RandomSAM
+    from qat_vsam.optim import SharpnessAware as SharpnessAware
     from qat_vsam.optim import SplitSGD as SplitSGD
     from qat_vsam.quant import QuantSpec as QuantSpec
     from qat_vsam.quant import Summary as Summary
@@ -70,6 +87,23 @@ _PUBLIC = {
     "RunFolderError": ("errors", "RunFolderError"),
     "SAM": ("optim", "SAM"),
     "Split": ("data", "Split"),
+    "AESAM": ("optim", "AESAM"),
+    "ASAM": ("optim", "ASAM"),
+    "ESAM": ("optim", "ESAM"),
+    "FSAM": ("optim", "FSAM"),
+    "LESAM": ("optim", "LESAM"),
+    "MSAM": ("optim", "MSAM"),
+    "S2SAM": ("optim", "S2SAM"),
+    "SAMON": ("optim", "SAMON"),
+    "SAQ": ("optim", "SAQ"),
+    "AELookSAM": ("optim", "AELookSAM"),
+    "LateSAM": ("optim", "LateSAM"),
+    "LookSAM": ("optim", "LookSAM"),
+    "PeriodicSAM": ("optim", "PeriodicSAM"),
+    "RampSAM": ("optim", "RampSAM"),
+    "RandomCountSAM": ("optim", "RandomCountSAM"),
+    "RandomSAM": ("optim", "RandomSAM"),
+    "SharpnessAware": ("optim", "SharpnessAware"),
     "SplitSGD": ("optim", "SplitSGD"),
     "Summary": ("quant", "Summary"),
     "TensorSpec": ("quant", "TensorSpec"),

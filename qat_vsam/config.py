@@ -50,6 +50,30 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
 
 
+OptimizerName = Literal[
+    "sgd",
+    "sam",
+    "vsam",
+    "asam",
+    "looksam",
+    "ae_sam",
+    "ae_looksam",
+    "random_sam",
+    "esam",
+    "fsam",
+    "msam",
+    "s2_sam",
+    "sam_on",
+    "le_sam",
+    "saq",
+    "split_sgd",
+    "periodic_sam",
+    "random_count_sam",
+    "ramp_sam",
+    "late_sam",
+]
+
+
 class Section(BaseModel):
     """A part of a recipe; unknown keys are mistakes."""
 
@@ -97,7 +121,7 @@ class OptimizerSection(Section):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
-    name: Literal["sgd", "sam", "vsam", "split_sgd"] = "vsam"
+    name: OptimizerName = "vsam"
     base: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.02
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -195,6 +219,11 @@ class Comparison(Section):
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     tune: TuneSection | None = None
     bench: BenchSection | None = BenchSection()
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Arm -> role, of the arms that say it."""
+        return {arm: change["role"] for arm, change in self.arms.items() if change.get("role") is not None}
 
     def arm(self, arm: str, seed: int, settings: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of one arm and seed; only the first seed is exported.

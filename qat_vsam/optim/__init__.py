@@ -1,28 +1,91 @@
 """Sharpness-aware optimizers. Imports torch and the exceptions only, and can be used without the rest."""
 
-from qat_vsam.optim.family import SAM, VSAM, SplitSGD
-from qat_vsam.optim.methods import AscendPart, Method, Part, Split
-from qat_vsam.optim.perturbation import Euclidean, Perturbation, PostQuantizer
-from qat_vsam.optim.psf import PSF
-from qat_vsam.optim.schedule import BudgetSchedule, EveryStep, Schedule
+from qat_vsam.optim.budget_schedule import BudgetSchedule
+from qat_vsam.optim.directions import Direction, Friendly, Momentum, PreviousGradient, RandomTensors
+from qat_vsam.optim.family import (
+    AESAM,
+    ASAM,
+    ESAM,
+    FAMILY,
+    FSAM,
+    LESAM,
+    MSAM,
+    S2SAM,
+    SAM,
+    SAMON,
+    SAQ,
+    VSAM,
+    AELookSAM,
+    LateSAM,
+    LookSAM,
+    PeriodicSAM,
+    RampSAM,
+    RandomCountSAM,
+    RandomSAM,
+    SplitSGD,
+)
+from qat_vsam.optim.gradient_schedule import GradientNormSchedule
+from qat_vsam.optim.methods import AscendPart, Lookahead, Method, Part, Selected, Split
+from qat_vsam.optim.perturbation import FixedRadius, LossIncrease, Perturbation
+from qat_vsam.optim.points import AtNorms, AtWeights, BehindQuantizer
+from qat_vsam.optim.psf import PSF, OrthogonalPSF
+from qat_vsam.optim.scales import Adaptive, StepSize, Unit
+from qat_vsam.optim.schedule import EveryStep, Schedule
 from qat_vsam.optim.sharpness_aware import SharpnessAware
+from qat_vsam.optim.step_schedules import During, Periodic, Ramp, RandomSteps
 from qat_vsam.optim.variance_schedule import VarianceSchedule
 
 __all__ = [
+    "AESAM",
+    "ASAM",
+    "ESAM",
+    "FAMILY",
+    "FSAM",
+    "LESAM",
+    "MSAM",
     "PSF",
+    "S2SAM",
     "SAM",
+    "SAMON",
+    "SAQ",
     "VSAM",
+    "AELookSAM",
+    "Adaptive",
     "AscendPart",
+    "AtNorms",
+    "AtWeights",
+    "BehindQuantizer",
     "BudgetSchedule",
-    "Euclidean",
+    "Direction",
+    "During",
     "EveryStep",
+    "FixedRadius",
+    "Friendly",
+    "GradientNormSchedule",
+    "LateSAM",
+    "LookSAM",
+    "Lookahead",
+    "LossIncrease",
     "Method",
+    "Momentum",
+    "OrthogonalPSF",
     "Part",
+    "Periodic",
+    "PeriodicSAM",
     "Perturbation",
-    "PostQuantizer",
+    "PreviousGradient",
+    "Ramp",
+    "RampSAM",
+    "RandomCountSAM",
+    "RandomSAM",
+    "RandomSteps",
+    "RandomTensors",
     "Schedule",
+    "Selected",
     "SharpnessAware",
     "Split",
     "SplitSGD",
+    "StepSize",
+    "Unit",
     "VarianceSchedule",
 ]

@@ -56,12 +56,24 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
-    norms = [
-        norm.float() if norm.dtype in (torch.float16, torch.bfloat16) else norm
-        for norm in torch._foreach_norm(list(tensors))
-    ]
+    norms = [_widened(norm) for norm in torch._foreach_norm(list(tensors))]
     norm: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
     return norm
+
+
+def dot(first: Gradients, second: Gradients) -> Tensor:
+    """The scalar product over the tensors that both have, as a 0-dim tensor; at least float32.
+
+    Example:
+        >>> w = torch.zeros(2)
+        >>> dot({w: torch.tensor([1.0, 2.0])}, {w: torch.tensor([3.0, 4.0])})
+        tensor(11.)
+    """
+    shared = [tensor for tensor in first if tensor in second]
+    if not shared:
+        return torch.zeros(())
+    sums = [product.sum() for product in torch._foreach_mul([first[t] for t in shared], [second[t] for t in shared])]
+    return torch.stack([_widened(value).to(sums[0].device) for value in sums]).sum()
 
 
 def difference(minuend: Gradients, subtrahend: Gradients) -> Gradients:
@@ -95,6 +107,10 @@ def total(first: Gradients, second: Gradients, alpha: float = 1.0) -> Gradients:
     if keys:
         torch._foreach_add_(left, right, alpha=alpha)
     return dict(zip(keys, left, strict=True))
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _aligned(first: Gradients, second: Gradients) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -1,7 +1,9 @@
-r"""What a step with a second gradient computes, and on which rows of the batch.
+r"""What a step computes, and on which rows of the batch.
 
     Part         g_A at w;  h = (A's gradient at w + e) - g_A;  g_B at w;  step with q g_A + (1 - q) g_B + h
     AscendPart   g_A at w;                                                 step with the batch's at w + e
+    Selected     g at w;  losses at w + e;            step with the gradient at w + e of the rows that rose most
+    Lookahead                                         step with the batch's at w + e,  e from earlier steps
     Split        g_A at w;  g_B at w;                                      step with q g_A + (1 - q) g_B
 
 A is the part of share q, B the rest, and e lies along g_A. With q = 1 the first two are SAM.
@@ -11,12 +13,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
-from qat_vsam.errors import InputError, explain
+from qat_vsam.errors import ConfigError, InputError, explain
 from qat_vsam.optim.gradients import Gradients, difference, mixture, total
 
 
@@ -35,11 +39,11 @@ class Rows:
     share: float
 
     @staticmethod
-    def cut(batch_size: int | None, share: float) -> Rows:
+    def cut(batch_size: int | None, share: float, smallest: int = 2) -> Rows:
         """The first floor(share * batch_size) rows against the others.
 
-        Both sides hold at least 2 rows (one row has no batch statistics); a batch that is too small for
-        that, or of unknown size, is not cut.
+        Both sides hold at least `smallest` rows (one row has no batch statistics); a batch that is too small
+        for that, or of unknown size, is not cut.
 
         Example:
             >>> Rows.cut(9, 0.5)
@@ -52,7 +56,7 @@ class Rows:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(explain("batch_size", batch_size, "a number of rows >= 1", "pass len(x)"))
         size = int(share * batch_size)
-        if size < 2 or batch_size - size < 2:
+        if size < smallest or batch_size - size < smallest:
             return Rows(None, None, 1.0)
         return Rows(slice(0, size), slice(size, batch_size), size / batch_size)
 
@@ -75,20 +79,42 @@ class Rows:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One call of the closure: the loss, its weight if the closure gave one, and the gradients it left."""
+    """One call of the closure.
+
+    Args:
+        loss: The mean loss, detached.
+        gradients: What it left in `.grad`.
+        weight: The weight of its rows, if the closure gave one.
+        losses: The loss of each row, if the closure gave them.
+    """
 
     loss: Tensor
-    weight: float | Tensor | None
     gradients: Gradients
+    weight: float | Tensor | None = None
+    losses: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step comes to: the loss at w, the gradients to step with, and h if the method has one."""
+    """What a step comes to.
+
+    Args:
+        loss: The loss at w.
+        gradients: What to step with.
+        psf: h, if the method has one.
+        paid: What it paid for gradients at displaced weights beyond the first gradient, in gradients of the
+            whole batch; 0 if the schedule declined after a look at the gradient.
+    """
 
     loss: Tensor
     gradients: Gradients
     psf: Gradients | None = None
+    paid: float = 0.0
+
+
+RowsChosen: TypeAlias = slice | Tensor | None
+# Called at the displaced weights with the first evaluation and a function that gives the losses there.
+ChooseRows: TypeAlias = Callable[[Evaluation, Callable[[], Tensor]], Tensor]
 
 
 class Passes(Protocol):
@@ -98,19 +124,33 @@ class Passes(Protocol):
         """Loss and gradients at w."""
 
     def ascend(
-        self, rows: slice | None, rows_displaced: slice | None, moves_statistics: bool = True
-    ) -> tuple[Evaluation, Evaluation]:
-        """At w on `rows`, then at w + e on `rows_displaced`; e lies along the first gradient."""
+        self, rows: slice | None, rows_displaced: slice | ChooseRows | None, moves_statistics: bool = True
+    ) -> tuple[Evaluation, Evaluation | None]:
+        """At w on `rows`, then at w + e on `rows_displaced`; e lies along the first gradient.
+
+        The second is None if the schedule declines after a look at the first.
+        """
+
+    def look_ahead(self) -> Evaluation:
+        """On the whole batch at w + e, where e lies along what is remembered from earlier steps."""
 
 
 class Method(ABC):
     """Base of the methods.
 
     Attributes:
-        perturbs: Whether it takes a second gradient at all; without, a step costs one gradient.
+        perturbs: Whether weights are displaced at all.
+        cuts: Whether the batch is cut into part and rest.
+        needs_row_losses: Whether the closure must return the losses of the rows too.
     """
 
     perturbs = True
+    cuts = True
+    needs_row_losses = False
+
+    def cost_of_payment(self, share: float) -> float:
+        """What a step that pays costs beyond one gradient, given the schedule's share of the batch."""
+        return share
 
     @abstractmethod
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
@@ -124,14 +164,15 @@ class Part(Method):
         # Running statistics move once a step, and the larger part knows them better.
         part_moves = rows.rest is None or rows.share > 0.5
         part, displaced = passes.ascend(rows.part, rows.part, moves_statistics=part_moves)
-        psf = difference(displaced.gradients, part.gradients)
+        psf = difference(displaced.gradients, part.gradients) if displaced else None
+        paid = rows.share if displaced else 0.0
         if rows.rest is None:
-            return Outcome(part.loss, displaced.gradients, psf)
+            return Outcome(part.loss, displaced.gradients if displaced else part.gradients, psf, paid)
         del displaced
         rest = passes.at_weights(rows.rest, moves_statistics=not part_moves)
         share = _weight_share(part, rest, rows)
         mixed = mixture(part.gradients, rest.gradients, share)
-        return Outcome(_mixed_loss(part, rest, share), total(mixed, psf), psf)
+        return Outcome(_mixed_loss(part, rest, share), total(mixed, psf) if psf else mixed, psf, paid)
 
 
 class AscendPart(Method):
@@ -143,13 +184,80 @@ class AscendPart(Method):
 
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
         part, displaced = passes.ascend(rows.part, None)
-        return Outcome(part.loss, displaced.gradients)
+        if displaced is not None:
+            return Outcome(part.loss, displaced.gradients, paid=rows.share)
+        whole = passes.at_weights(None, moves_statistics=False)
+        return Outcome(whole.loss, whole.gradients)
+
+
+class Selected(Method):
+    """The second gradient on the rows whose loss rises most from w to w + e. Cost 1 + share, and a forward pass.
+
+    The closure returns (mean loss, losses of the rows), takes `rows` as a tensor of row numbers too, and does
+    not call backward if called with `backward=False`.
+
+    Args:
+        share: Of the batch, that is selected; at least 2 rows.
+
+    Raises:
+        ConfigError: share outside (0, 1].
+
+    Reference: arXiv 2110.03141.
+    """
+
+    cuts = False
+    needs_row_losses = True
+
+    def __init__(self, share: float = 0.5) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(explain("share", share, "a share of the batch in (0, 1]", "use 0.5"))
+        self.share = share
+
+    def cost_of_payment(self, share: float) -> float:
+        return self.share
+
+    def __call__(self, passes: Passes, rows: Rows) -> Outcome:
+        chosen: list[float] = []
+
+        def most_risen(first: Evaluation, losses_there: Callable[[], Tensor]) -> Tensor:
+            if first.losses is None:
+                raise InputError(
+                    explain("closure", "one loss", "(mean loss, losses of the rows)", "return loss, losses.detach()")
+                )
+            rise = losses_there() - first.losses
+            count = min(max(int(self.share * len(rise)), 2), len(rise))
+            chosen.append(count / len(rise))
+            return torch.topk(rise, count).indices
+
+        first, displaced = passes.ascend(None, most_risen)
+        if displaced is None:
+            return Outcome(first.loss, first.gradients)
+        return Outcome(first.loss, displaced.gradients, paid=chosen[0])
+
+
+class Lookahead(Method):
+    """One gradient, of the whole batch, at weights displaced along what earlier steps left. Cost 1.
+
+    The batch is never seen at w: loss and running statistics are those of the displaced weights.
+    """
+
+    cuts = False
+
+    def cost_of_payment(self, share: float) -> float:
+        return 0.0
+
+    def __call__(self, passes: Passes, rows: Rows) -> Outcome:
+        ahead = passes.look_ahead()
+        return Outcome(ahead.loss, ahead.gradients)
 
 
 class Split(Method):
     """No second gradient: the batch is only cut, as `Part` cuts it. Cost 1."""
 
     perturbs = False
+
+    def cost_of_payment(self, share: float) -> float:
+        return 0.0
 
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
         part_moves = rows.rest is None or rows.share > 0.5

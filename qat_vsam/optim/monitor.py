@@ -10,14 +10,14 @@ from torch import Tensor
 
 from qat_vsam.errors import ConfigError, NonFiniteError, did_you_mean, explain
 
-POLICIES = ("raise", "skip", "ignore")
+POLICIES = ("raise", "skip", "stop", "ignore")
 
 
 class Monitor:
     """Keeps the last norms, the measurements nobody has read yet, and whether a gradient was not finite.
 
     Args:
-        nonfinite: "raise", "skip" or "ignore".
+        nonfinite: "raise", "skip", "stop" or "ignore".
         check_every: With "raise", steps between two looks; None: 1 on the CPU, 100 elsewhere.
 
     Example:
@@ -47,7 +47,7 @@ class Monitor:
         if self.nonfinite == "ignore":
             return True
         finite = torch.isfinite(gradient_norm)
-        if self.nonfinite == "skip":
+        if self.nonfinite in ("skip", "stop"):
             return bool(finite)
         self._flag = ~finite if self._flag is None else self._flag.to(finite.device) | ~finite
         every = self.check_every or (1 if finite.device.type == "cpu" else 100)

@@ -1,53 +1,108 @@
-r"""In which direction, and how far, the weights are displaced before the second gradient.
+r"""How far, and in which direction, the weights are displaced before the second gradient.
 
-A perturbation names the points that move, and turns their gradients into displacements:
+    e = r T^2 d / (|T d| + 1e-12)          |.| over all points together
 
-    euclidean        point: the weight w             e = rho g   / (|g|   + 1e-12),   g   the gradient at w
-    post_quantizer   point: an offset behind Q(w)    e = rho g_q / (|g_q| + 1e-12),   g_q the one at Q(w)
+A perturbation is put together from four choices, each a small module:
 
-with the norm over all points together. Perturbing w in front of a quantizer moves Q(w) by whole steps where
-a code flips and not at all elsewhere; behind the quantizer the displacement reaches the loss as it is. The
-optimizer, not the perturbation, moves the points and brings them back.
+    place       which tensors move                            points
+    scale       T, the units that they are measured in        scales
+    direction   d, the vector                                 directions
+    radius      r: fixed rho, or what raises the loss by a fixed amount
+
+and every one of them goes with every schedule and method. The usual ones have names: see `PERTURBATIONS`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.optim.directions import Direction, Friendly, State
 from qat_vsam.optim.gradients import Gradients, global_norm
+from qat_vsam.optim.points import AtNorms, AtWeights, BehindQuantizer, Place, Point
+from qat_vsam.optim.scales import Adaptive, Scale, StepSize, Unit
 
 EPSILON = 1e-12
 Groups = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Point:
-    """A tensor that is displaced by at most `rho` together with all others.
+class FixedRadius:
+    """r = rho of the parameter's group."""
 
-    `temporary` points vanish after the step, so their value need not be brought back.
-    """
-
-    tensor: Tensor
-    rho: float
-    temporary: bool = False
+    def __call__(self, rho: float, norm: Tensor, step: int) -> float | Tensor:
+        """r, given |T d|."""
+        return rho
 
 
-class Perturbation(ABC):
-    """Base of all perturbations.
+class LossIncrease(FixedRadius):
+    r"""r = min(sigma / |T g|, rho): to first order the loss rises by sigma, wherever the gradient is.
 
     Args:
-        roles: Roles of the parameter groups that are perturbed. A group without the key `role` always is.
+        sigma: The rise of the loss; `rho` of the group is the largest radius.
+        total_steps: Length of the run; then sigma falls to zero, by a half cosine, over its last part.
+        tail: That part.
+
+    Raises:
+        ConfigError: sigma is not positive, or tail outside [0, 1].
+
+    Reference: arXiv 2605.10183.
     """
 
-    def __init__(self, roles: Sequence[str] = ("weight",)) -> None:
+    def __init__(self, sigma: float = 0.1, total_steps: int | None = None, tail: float = 0.2) -> None:
+        if not sigma > 0:
+            raise ConfigError(explain("sigma", sigma, "a rise of the loss > 0", "use 0.1"))
+        if not 0 <= tail <= 1:
+            raise ConfigError(explain("tail", tail, "a part of the run in [0, 1]", "use 0.2"))
+        self.sigma = sigma
+        self.total_steps = total_steps
+        self.tail = tail
+
+    def __call__(self, rho: float, norm: Tensor, step: int) -> Tensor:
+        return torch.clamp(self._rise(step) / (norm + EPSILON), max=rho)
+
+    def _rise(self, step: int) -> float:
+        if self.total_steps is None or not self.tail:
+            return self.sigma
+        begin = (1 - self.tail) * self.total_steps
+        done = min(max((step - begin) / (self.tail * self.total_steps), 0.0), 1.0)
+        return self.sigma * (1 + math.cos(math.pi * done)) / 2
+
+
+class Perturbation:
+    r"""e = r T^2 d / (|T d| + 1e-12) on the points of a place.
+
+    Args:
+        place, scale, direction, radius: The four choices; by default e = rho g / (|g| + 1e-12) on the weights.
+        roles: Roles of the parameter groups that are perturbed. A group without the key `role` always is.
+
+    Example:
+        >>> w = nn.Parameter(torch.zeros(2))
+        >>> rule = Perturbation()
+        >>> with rule.points([{"params": [w], "rho": 0.5}], None) as points:
+        ...     e = rule.displacements(points, {w: torch.tensor([3.0, 4.0])}, {}, step=0)
+        >>> e[points[0]]
+        tensor([0.3000, 0.4000])
+
+    Reference: arXiv 2010.01412.
+    """
+
+    def __init__(
+        self,
+        place: Place | None = None,
+        scale: Scale | None = None,
+        direction: Direction | None = None,
+        radius: FixedRadius | None = None,
+        roles: Sequence[str] = ("weight",),
+    ) -> None:
+        self.place = place or AtWeights()
+        self.scale = scale or Unit()
+        self.direction = direction or Direction()
+        self.radius = radius or FixedRadius()
         self.roles = tuple(roles)
 
     def radii(self, groups: Groups) -> dict[Tensor, float]:
@@ -62,7 +117,8 @@ class Perturbation(ABC):
 
     def check(self, groups: Groups, model: nn.Module | None) -> None:
         """Raise InputError if this perturbation cannot work on these groups and this model."""
-        if not self.radii(groups):
+        radii = self.radii(groups)
+        if not radii:
             raise InputError(
                 explain(
                     "perturbed_roles",
@@ -71,96 +127,58 @@ class Perturbation(ABC):
                     "name the roles of the parameter groups that shall be perturbed",
                 )
             )
+        self.place.check(radii, model)
+        self.scale.check(radii, model)
 
-    @abstractmethod
     def points(self, groups: Groups, model: nn.Module | None) -> Any:
         """A context manager that yields the list of points, standing where the weights have their value."""
+        return self.place.points(self.radii(groups), model)
 
-    def displacements(self, points: Sequence[Point], gradients: Gradients) -> dict[Point, Tensor]:
-        """e = rho g / (|g| + 1e-12) for the points that have a gradient; |g| over all of them."""
-        moving = [point for point in points if point.tensor in gradients]
-        slopes = [gradients[point.tensor] for point in moving]
+    def displacements(self, points: Sequence[Point], slopes: Gradients, state: State, step: int) -> dict[Point, Tensor]:
+        """e for the points that move.
+
+        Args:
+            points: As yielded by `points`.
+            slopes: The gradients at them; a point without one stays.
+            state: The optimizer's state, where a direction finds what it remembers.
+            step: Number of the step, from 0.
+        """
+        points = [point for point in points if self.scale.selects(point)]
+        vectors = self.direction.along(points, slopes, state)
+        moving = list(vectors)
         if not moving:
             return {}
-        norm = global_norm(slopes) + EPSILON
+        units = self.scale.of(moving)
+        scaled = list(vectors.values()) if units is None else torch._foreach_mul(list(vectors.values()), units)
+        norm = global_norm(scaled)
+        if units is not None:
+            torch._foreach_mul_(scaled, units)
+        kinds: dict[tuple[float, float, torch.device], list[int]] = {}
+        for i, (point, weight) in enumerate(zip(moving, self.direction.weights(moving, step), strict=True)):
+            if weight:
+                kinds.setdefault((point.rho, weight, point.tensor.device), []).append(i)
         displaced: dict[Point, Tensor] = {}
-        for rho, device in sorted({(p.rho, str(p.tensor.device)) for p in moving}):
-            same = [i for i, p in enumerate(moving) if p.rho == rho and str(p.tensor.device) == device]
-            scale = (rho / norm).to(moving[same[0]].tensor.device)
-            steps = torch._foreach_mul([slopes[i] for i in same], scale)
+        for (rho, weight, device), same in kinds.items():
+            factor = (weight * self.radius(rho, norm, step) / (norm + EPSILON)).to(device)
+            steps = torch._foreach_mul([scaled[i] for i in same], factor)
             displaced.update(zip((moving[i] for i in same), steps, strict=True))
         return displaced
 
 
-class Euclidean(Perturbation):
-    r"""e = rho g / (|g| + 1e-12) on the weights themselves.
-
-    Example:
-        >>> w = nn.Parameter(torch.zeros(2))
-        >>> rule = Euclidean()
-        >>> with rule.points([{"params": [w], "rho": 0.5}], None) as points:
-        ...     e = rule.displacements(points, {w: torch.tensor([3.0, 4.0])})
-        >>> e[points[0]]
-        tensor([0.3000, 0.4000])
-
-    Reference: arXiv 2010.01412.
-    """
-
-    @contextmanager
-    def points(self, groups: Groups, model: nn.Module | None) -> Iterator[list[Point]]:
-        yield [Point(parameter, rho) for parameter, rho in self.radii(groups).items()]
+_Builder = Callable[[], Perturbation]
+PERTURBATIONS: dict[str, _Builder] = {
+    "euclidean": Perturbation,
+    "adaptive": lambda: Perturbation(scale=Adaptive()),
+    "step_size": lambda: Perturbation(scale=StepSize()),
+    "post_quantizer": lambda: Perturbation(place=BehindQuantizer()),
+    "friendly": lambda: Perturbation(direction=Friendly()),
+    "norm_only": lambda: Perturbation(place=AtNorms(), roles=("norm",)),
+    "loss_increase": lambda: Perturbation(radius=LossIncrease()),
+}
 
 
-class PostQuantizer(Perturbation):
-    r"""e = rho g_q / (|g_q| + 1e-12), added after the weight quantizer; the latent weight never moves.
-
-    Works on every layer of `model` that has an attribute `weight_offset` and a perturbed parameter
-    `weight`: the offset, a tensor of zeros in the first pass, receives g_q as its gradient and then becomes
-    e. Perturbed parameters without such a layer (norms, biases, layers kept in float) stay where they are.
-    Needs one tensor of the size of the quantized weights more than `Euclidean` during a step.
-
-    Reference: arXiv 2111.12273.
-    """
-
-    def check(self, groups: Groups, model: nn.Module | None) -> None:
-        super().check(groups, model)
-        if model is None:
-            do = "pass model="
-        elif not any(True for _ in self._layers(groups, model)):
-            do = 'prepare the model for quantization first, or use perturbation="euclidean"'
-        else:
-            return
-        got = "no model" if model is None else "a model without quantized layers among the perturbed parameters"
-        raise InputError(explain("perturbation", f'"post_quantizer" with {got}', "layers with a weight_offset", do))
-
-    @contextmanager
-    def points(self, groups: Groups, model: nn.Module | None) -> Iterator[list[Point]]:
-        placed: list[nn.Module] = []
-        try:
-            points = []
-            for layer, weight, rho in self._layers(groups, model):
-                offset = torch.zeros_like(weight, requires_grad=True)
-                placed.append(layer)
-                layer.weight_offset = offset
-                points.append(Point(offset, rho, temporary=True))
-            yield points
-        finally:
-            for layer in placed:
-                layer.weight_offset = None  # type: ignore[assignment]
-
-    def _layers(self, groups: Groups, model: nn.Module | None) -> Iterator[tuple[nn.Module, Tensor, float]]:
-        radii = self.radii(groups)
-        for layer in model.modules() if model is not None else ():
-            weight = getattr(layer, "weight", None)
-            if hasattr(layer, "weight_offset") and isinstance(weight, Tensor) and weight in radii:
-                yield layer, weight, radii[weight]
-
-
-PERTURBATIONS: dict[str, type[Perturbation]] = {"euclidean": Euclidean, "post_quantizer": PostQuantizer}
-
-
-def build_perturbation(name: str | Perturbation, roles: Sequence[str]) -> Perturbation:
-    """The perturbation of that name on these roles; an object is returned as it is.
+def build_perturbation(name: str | Perturbation, roles: Sequence[str] | None) -> Perturbation:
+    """The perturbation of that name on these roles (None: its own); an object is returned as it is.
 
     Raises:
         ConfigError: The name is unknown.
@@ -176,4 +194,7 @@ def build_perturbation(name: str | Perturbation, roles: Sequence[str]) -> Pertur
                 did_you_mean(str(name), PERTURBATIONS),
             )
         )
-    return PERTURBATIONS[name](roles)
+    perturbation = PERTURBATIONS[name]()
+    if roles is not None:
+        perturbation.roles = tuple(roles)
+    return perturbation

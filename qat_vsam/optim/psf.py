@@ -12,59 +12,79 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qat_vsam.errors import ConfigError, explain
-from qat_vsam.optim.gradients import Gradients, total
+from qat_vsam.optim.gradients import Gradients, dot, global_norm, total
 
 State = MutableMapping[Tensor, Any]
-_KEY = "psf"
+KEY = "psf"
+_TINY = 1e-12
 
 
 class PSF:
-    """Keeps one h per parameter in the optimizer's state, where it is saved, moved and cast like a momentum.
+    """Keeps one h per parameter in the optimizer's state, where it is saved and moved like a momentum.
 
     Args:
         gamma: Decay per step of age; 0 keeps nothing.
-        lifetime: Steps after which h is no longer used.
+        lifetime: Steps after which h is no longer used; None for never.
+        dtype: What h is kept in; None for the parameter's own. `torch.bfloat16` halves its memory.
 
     Raises:
-        ConfigError: gamma outside [0, 1] or a negative lifetime.
+        ConfigError: gamma outside [0, 1], a negative lifetime, or a dtype that is not one of floats.
 
     Example:
-        >>> import torch
         >>> psf, weight = PSF(gamma=0.5), torch.zeros(1)
         >>> psf.keep({}, {weight: torch.ones(1)})
         >>> psf.weight(), psf.grow_older(), psf.weight()
         (0.5, None, 0.25)
     """
 
-    def __init__(self, gamma: float, lifetime: int = 6) -> None:
+    def __init__(self, gamma: float, lifetime: int | None = 6, dtype: torch.dtype | None = None) -> None:
         if not 0 <= gamma <= 1:
             raise ConfigError(explain("reuse", gamma, "a decay in [0, 1]", "use 0.7, or 0 for no reuse"))
-        if lifetime < 0:
+        if lifetime is not None and lifetime < 0:
             raise ConfigError(explain("lifetime", lifetime, "a number of steps >= 0", "use 6"))
+        if dtype is not None and not dtype.is_floating_point:
+            raise ConfigError(explain("psf_dtype", dtype, "a floating point type", "use torch.bfloat16"))
         self.gamma = gamma
         self.lifetime = lifetime
+        self.dtype = dtype
         self.age: int | None = None
 
-    def keep(self, state: State, psf: Gradients) -> None:
-        """Replace the kept h by a new one of age 0. The tensors of `psf` belong to the PSF from here on."""
+    def prepare(self, psf: Gradients, gradients: Gradients) -> Gradients:
+        """What is to be kept of a new h.
+
+        Args:
+            psf: h; its tensors are used up.
+            gradients: What the step is made with; not changed.
+        """
+        return psf if self.gamma else {}
+
+    def keep(self, state: State, prepared: Gradients) -> None:
+        """Replace what is kept by a new one of age 0. The tensors belong to the PSF from here on."""
         if self.gamma == 0:
             return
         for parameter, per_parameter in state.items():
-            if parameter not in psf:
-                per_parameter.pop(_KEY, None)
-        for parameter, h in psf.items():
-            state.setdefault(parameter, {})[_KEY] = h
+            if parameter not in prepared:
+                per_parameter.pop(KEY, None)
+        for parameter, h in prepared.items():
+            state.setdefault(parameter, {})[KEY] = h if self.dtype is None else h.to(self.dtype)
         self.age = 0
+
+    def restore_dtype(self, state: State) -> None:
+        """Undo the cast to the parameter's type that loading a state makes; exact, for it came from there."""
+        for per_parameter in state.values():
+            if self.dtype is not None and KEY in per_parameter:
+                per_parameter[KEY] = per_parameter[KEY].to(self.dtype)
 
     def weight(self) -> float:
         """gamma^i for the next step without a new h, its i-th; 0 if none is kept or it is too old.
 
         The age is counted in integers: a running product of gammas compared with gamma^6 would round.
         """
-        if self.age is None or self.age >= self.lifetime:
+        if self.age is None or (self.lifetime is not None and self.age >= self.lifetime):
             return 0.0
         return self.gamma ** (self.age + 1)
 
@@ -78,5 +98,66 @@ class PSF:
         weight = self.weight()
         if weight == 0.0:
             return gradients
-        kept = {p: state[p][_KEY] for p in gradients if _KEY in state.get(p, ())}
-        return total(gradients, kept, alpha=weight)
+        return total(gradients, _kept(state, gradients), alpha=weight)
+
+
+class OrthogonalPSF(PSF):
+    r"""LookSAM's: the part of h across the gradient, in proportion to the gradient of the step that uses it.
+
+        h_v = h - (h . g / |g|^2) g;      a step without a new one uses   g' + alpha |g'| h_v / |h_v|
+
+    until the next second gradient, without decay. What is kept is h_v / |h_v|.
+
+    Args:
+        alpha: Weight of the reused part; 0 keeps nothing.
+        dtype: As for `PSF`.
+
+    Raises:
+        ConfigError: alpha is negative.
+
+    Reference: arXiv 2203.02714.
+    """
+
+    def __init__(self, alpha: float = 0.7, dtype: torch.dtype | None = None) -> None:
+        if not alpha >= 0:
+            raise ConfigError(explain("alpha", alpha, "a weight >= 0", "use 0.7"))
+        super().__init__(gamma=1.0 if alpha else 0.0, lifetime=None, dtype=dtype)
+        self.alpha = alpha
+
+    def prepare(self, psf: Gradients, gradients: Gradients) -> Gradients:
+        # With g_s = g + h at hand, h_v = (1 + k) h - k g_s for k = h . g / |g|^2: no further tensor is needed.
+        cross, square = dot(gradients, psf), dot(psf, psf)
+        along = cross - square
+        slope = dot(gradients, gradients) - 2 * cross + square
+        k = along / (slope + _TINY)
+        shared = [parameter for parameter in psf if parameter in gradients]
+        torch._foreach_mul_(list(psf.values()), 1 + k)
+        torch._foreach_sub_([psf[p] for p in shared], torch._foreach_mul([gradients[p] for p in shared], k))
+        torch._foreach_div_(list(psf.values()), global_norm(list(psf.values())) + _TINY)
+        return psf
+
+    def added_to(self, state: State, gradients: Gradients) -> Gradients:
+        if self.weight() == 0.0 or not gradients:
+            return gradients
+        scale = self.alpha * global_norm(list(gradients.values()))
+        kept = _kept(state, gradients)
+        scaled = torch._foreach_mul([h.to(gradients[p].dtype) for p, h in kept.items()], scale)
+        return total(gradients, dict(zip(kept, scaled, strict=True)))
+
+
+def floating_point_type(name: torch.dtype | str | None) -> torch.dtype | None:
+    """A type from its name, as a recipe gives it ("bfloat16").
+
+    Raises:
+        ConfigError: torch has no type of that name.
+    """
+    if not isinstance(name, str):
+        return name
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(explain("psf_dtype", repr(name), "a floating point type of torch", 'use "bfloat16"'))
+    return found
+
+
+def _kept(state: State, gradients: Gradients) -> Gradients:
+    return {p: state[p][KEY] for p in gradients if KEY in state.get(p, ())}

@@ -12,59 +12,70 @@ four.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+from torch.utils.hooks import RemovableHandle
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
-from qat_vsam.optim.gradients import Gradients, global_norm, take
-from qat_vsam.optim.methods import Evaluation, Method, Outcome, Rows
+from qat_vsam.optim.directions import KEY as DIRECTION
+from qat_vsam.optim.gradients import Gradients, global_norm
+from qat_vsam.optim.methods import Method, Outcome, Part, Rows
 from qat_vsam.optim.monitor import Monitor
-from qat_vsam.optim.perturbation import Perturbation, Point, build_perturbation
+from qat_vsam.optim.passes import StepPasses
+from qat_vsam.optim.perturbation import Perturbation, build_perturbation
 from qat_vsam.optim.psf import PSF
-from qat_vsam.optim.schedule import Schedule
-from qat_vsam.optim.stillness import RandomState, standing_still
+from qat_vsam.optim.schedule import EveryStep, Schedule
 from qat_vsam.optim.wrapper import OptimizerWrapper
 
 logger = logging.getLogger(__name__)
 
 _DROPOUTS = ("keep", "redraw")
-_COUNTERS = ("steps", "forwards", "gradient_evaluations", "skipped", "last_share")
+_COUNTERS = ("steps", "forwards", "gradient_evaluations", "skipped", "stopped", "last_share")
 
 
 class SharpnessAware(OptimizerWrapper):
     r"""A `torch.optim.Optimizer` around another: that makes the step, this one says with which gradient.
 
+    The named members of the family take all of these options too.
+
     Args:
         params: Parameters or groups, as for any optimizer. A group may carry `role` (a group with one is
             perturbed only if `perturbed_roles` names it) and `rho`.
         base_optimizer: Class of the optimizer that makes the step, built with `base_options`.
-        method, schedule, psf: See the modules `methods`, `schedule`, `psf`.
+        method, schedule, psf: See the modules `methods`, `schedule`, `psf`; by default SAM's.
         model: The network. Tells which modules must stand still in the second pass (batch norms, modules with
             `updates_state`) and which layers take a `weight_offset`. Needed only if it has such modules.
-        perturbation: "euclidean", "post_quantizer" or a `Perturbation`.
-        perturbed_roles: Roles perturbed where groups have roles.
+        perturbation: A name of `perturbation.PERTURBATIONS` ("euclidean", "adaptive", "step_size",
+            "post_quantizer", "friendly", "norm_only", "loss_increase") or a `Perturbation`.
+        perturbed_roles: Roles perturbed where groups have roles; None for the perturbation's own, weights.
         rho: Radius of the perturbation; groups may override it. Where all are 0 the step is the base
             optimizer's.
         dropout: "keep" draws the same random numbers in both passes, so that h measures curvature and not two
             masks; "redraw" lets the generators run on.
         nonfinite: What a NaN or infinite gradient does. "raise": NonFiniteError before the step is made.
             "skip": the step is left out and counted in `skipped`; costs a host synchronisation each step.
-            "ignore": nothing.
+            "stop": that step and all later ones are left out, and `stopped` is True. "ignore": nothing.
         check_every: With "raise", steps between two looks (one synchronisation each). Default: 1 on the
             CPU, where looking costs nothing, 100 elsewhere; saving looks in any case, so a poisoned state
             is never saved.
-        base_options: Arguments of the base optimizer (lr, momentum, ...).
+        grad_scaler: The `torch.amp.GradScaler` that the closure scales its loss with. Gradients are unscaled
+            after each pass, a step with an infinite one in any pass is left out, once, and `update()` stays
+            with the caller.
+        max_grad_norm: The gradient that the step is made with is scaled down to this norm if it is larger.
+        **base_options: Arguments of the base optimizer (lr, momentum, ...).
 
     Attributes:
         gradient_evaluations: Gradients taken so far, each weighted by its share of the batch.
         forwards: Closure calls so far.
         steps: Steps so far, `skipped` included.
+        skipped: Steps left out because a gradient was not finite.
+        stopped: Whether all further steps are left out.
 
     Raises:
         InputError: The base optimizer needs a closure of its own, or the perturbation does not fit the model.
@@ -80,48 +91,76 @@ class SharpnessAware(OptimizerWrapper):
         "perturbation",
         "monitor",
         "dropout",
+        "grad_scaler",
+        "max_grad_norm",
+        "_gradient_hooks",
+        "_scaled",
         *_COUNTERS,
     )
+    # GradScaler.step then hands its scale over instead of stepping on scaled gradients, so that it can be refused.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
         params: ParamsT,
         base_optimizer: type[Optimizer],
         *,
-        method: Method,
-        schedule: Schedule,
-        psf: PSF,
+        method: Method | None = None,
+        schedule: Schedule | None = None,
+        psf: PSF | None = None,
         model: nn.Module | None = None,
         perturbation: str | Perturbation = "euclidean",
-        perturbed_roles: Sequence[str] = ("weight",),
+        perturbed_roles: Sequence[str] | None = None,
         rho: float = 0.05,
         dropout: str = "keep",
         nonfinite: str = "raise",
         check_every: int | None = None,
-        base_options: dict[str, Any],
+        grad_scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = None,
+        **base_options: Any,
     ) -> None:
         if not rho >= 0:
             raise ConfigError(explain("rho", rho, "a radius >= 0", "use 0.05"))
         if dropout not in _DROPOUTS:
             advice = did_you_mean(str(dropout), _DROPOUTS)
             raise ConfigError(explain("dropout", repr(dropout), "what to do with random masks", advice))
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ConfigError(explain("max_grad_norm", max_grad_norm, "a norm > 0", "use 1.0, or None for no limit"))
         super().__init__(params, base_optimizer, base_options, {"rho": rho})
         self.model = model
-        self.method = method
-        self.schedule = schedule
-        self.psf = psf
+        self.method = method or Part()
+        self.schedule = schedule or EveryStep()
+        self.psf = psf or PSF(gamma=0)
         self.perturbation = build_perturbation(perturbation, perturbed_roles)
-        self.monitor = Monitor(nonfinite, check_every)
+        self.monitor = Monitor("skip" if grad_scaler is not None and nonfinite == "raise" else nonfinite, check_every)
         self.dropout = dropout
+        self.grad_scaler = grad_scaler
+        self.max_grad_norm = max_grad_norm
         self.steps = 0
         self.forwards = 0
         self.gradient_evaluations = 0.0
         self.skipped = 0
+        self.stopped = False
         self.last_share = 0.0
-        if method.perturbs:
+        self._gradient_hooks: dict[int, Callable[[Optimizer], None]] = {}
+        # One stand-in for each pass: a GradScaler unscales an optimizer once between two updates.
+        self._scaled: list[SimpleNamespace] = []
+        if self.method.perturbs:
             self.perturbation.check(self.param_groups, model)
         if model is None:
             logger.info("%s without model=: nothing is held still in second passes", type(self).__name__)
+
+    def register_gradient_hook(self, hook: Callable[[Optimizer], None]) -> RemovableHandle:
+        """Have `hook(optimizer)` called before each step, when `.grad` holds the gradients it is made with.
+
+        This is the place to clip, to log or to change them.
+
+        Returns:
+            A handle whose `remove()` takes the hook off.
+        """
+        handle = RemovableHandle(self._gradient_hooks)
+        self._gradient_hooks[handle.id] = hook
+        return handle
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -142,35 +181,50 @@ class SharpnessAware(OptimizerWrapper):
             InputError: No closure, or one that does not fit.
             NonFiniteError: By the policy `nonfinite`.
         """
+        self._refuse_scaler_step()
         if closure is None:
-            raise InputError(
-                explain(
-                    "step()",
-                    "no closure",
-                    "a function that zeroes the gradients, computes the loss, calls backward and returns it",
-                    "pass step(closure): the gradient at displaced weights is computed inside the step",
-                )
-            )
-        rows = Rows.cut(batch_size, self.schedule.share)
+            return self._step_without_closure()
+        smallest = getattr(closure, "smallest_part", 2)
+        rows = Rows.cut(batch_size if self.method.cuts else None, self.schedule.share, smallest)
         rate = max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
         willing = not self.method.perturbs or any(group["rho"] for group in self.param_groups)
-        pays = willing and self.schedule.pays(rows.share, rate)
-        passes = Passes(self, closure, batch_size)
-        if pays:
+        passes = StepPasses(self, closure, batch_size)
+        if willing and not self.stopped and self.schedule.pays(rows.share, rate):
             rows.check(closure)
             outcome = self.method(passes, rows)
         else:
-            plain = passes.at_weights(None)
-            outcome = Outcome(plain.loss, self.psf.added_to(self.state, plain.gradients))
+            plain = passes.plain()
+            outcome = Outcome(plain.loss, plain.gradients)
         self._apply(outcome, passes)
         self.steps += 1
         self.forwards += passes.forwards
         self.gradient_evaluations += passes.evaluations
-        self.last_share = rows.share if pays and self.method.perturbs else 0.0
+        self.last_share = outcome.paid
         if self.schedule.wants_measurements:
             self._read_measurements()
-        self.schedule.advance(self.last_share, rate)
+        self.schedule.advance(outcome.paid, rate, passes.gradient_norm)
         return outcome.loss
+
+    def declared_cost(self) -> tuple[float, float]:
+        """Least and most gradient evaluations a step, on average over a run. Differ where the training decides."""
+        cost = self.method.cost_of_payment(self.schedule.share)
+        least, most = self.schedule.declared_rate()
+        return 1 + least * cost, 1 + most * cost
+
+    def pays_at(self, gradient_norm: float | None) -> bool:
+        """Whether a schedule that looks at the gradient pays, given its norm."""
+        rate = max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
+        return self.schedule.pays(self.schedule.share, rate, gradient_norm)
+
+    def unscale(self, turn: int, offsets: Sequence[Tensor]) -> None:
+        """Undo the scale of the closure's loss in the gradients that pass number `turn` of a step left."""
+        if self.grad_scaler is None:
+            return
+        while len(self._scaled) < turn:
+            self._scaled.append(SimpleNamespace(param_groups=[]))
+        stand_in = self._scaled[turn - 1]
+        stand_in.param_groups = [*self.param_groups, {"params": list(offsets)}]
+        self.grad_scaler.unscale_(stand_in)  # type: ignore[arg-type]
 
     def statistics(self) -> dict[str, float]:
         """Figures of the last step, as numbers. Beside `state_dict` the only call that waits for the device.
@@ -203,24 +257,80 @@ class SharpnessAware(OptimizerWrapper):
         for name in _COUNTERS:
             setattr(self, name, extra[name])
         self.psf.age = extra["psf_age"]
+        self.psf.restore_dtype(self.state)
         self.monitor.load_norms(extra["norms"])
 
-    def _apply(self, outcome: Outcome, passes: Passes) -> None:
-        norm = global_norm(list(outcome.gradients.values()))
-        if not self.monitor.accepts(norm, self.steps):
+    def _apply(self, outcome: Outcome, passes: StepPasses) -> None:
+        gradients = outcome.gradients
+        if not outcome.paid and self.method.perturbs:
+            gradients = self.psf.added_to(self.state, gradients)
+        norm = global_norm(list(gradients.values()))
+        if self.stopped or not self.monitor.accepts(norm, self.steps):
             self.skipped += 1
+            self.stopped = self.stopped or self.monitor.nonfinite == "stop"
             return
         for parameter in self.parameters():
-            parameter.grad = outcome.gradients.get(parameter)
+            parameter.grad = gradients.get(parameter)
+        prepared = None if outcome.psf is None else self._prepare_psf(outcome, passes)
+        self._finish_gradients(norm)
+        direction = self.perturbation.direction
+        memory = direction.next_memory(self.state, passes.slopes if direction.remembers == "slopes" else gradients)
         self.base.step()
         self.monitor.note("gradient_norm", norm)
-        if outcome.psf is None:
+        # After the base's step only: optimizers take a state that is not empty for one of their own.
+        for parameter, kept in memory.items():
+            self.state[parameter][DIRECTION] = kept
+            if parameter.grad is kept:
+                parameter.grad = None
+        if prepared is None:
             self.psf.grow_older()
-            return
-        self.monitor.note("psf_norm", global_norm(list(outcome.psf.values())))
+        else:
+            self.psf.keep(self.state, prepared)
+
+    def _prepare_psf(self, outcome: Outcome, passes: StepPasses) -> Gradients:
+        psf = outcome.psf or {}
+        self.monitor.note("psf_norm", global_norm(list(psf.values())))
         if passes.measured_norm is not None:
-            self.monitor.measure(self.measured(outcome.psf), passes.measured_norm)
-        self.psf.keep(self.state, outcome.psf)
+            self.monitor.measure(self.measured(psf), passes.measured_norm)
+        return self.psf.prepare(psf, outcome.gradients)
+
+    def _finish_gradients(self, norm: Tensor) -> None:
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(list(self.parameters()), self.max_grad_norm, norm)
+        for hook in self._gradient_hooks.values():
+            hook(self)
+
+    def _step_without_closure(self) -> Tensor:
+        # torch.distributed.checkpoint makes an optimizer's state by a step with zero gradients and lr 0.
+        if all(float(group["lr"]) == 0 for group in self.param_groups):
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            if not any(bool(gradient.any()) for gradient in gradients):
+                self.base.step()
+                return torch.zeros(())
+        raise InputError(
+            explain(
+                "step()",
+                "no closure",
+                "a function that zeroes the gradients, computes the loss, calls backward and returns it",
+                "pass step(closure): the gradient at displaced weights is computed inside the step. Lightning passes "
+                "one under automatic optimization; with accelerate call optimizer.step(closure), accelerator.backward "
+                "inside the closure; for the Hugging Face Trainer override training_step",
+            )
+        )
+
+    def _refuse_scaler_step(self) -> None:
+        if "grad_scale" not in self.__dict__:
+            return
+        del self.grad_scale, self.found_inf  # type: ignore[attr-defined]
+        raise InputError(
+            explain(
+                "GradScaler.step(optimizer, closure)",
+                "a step from within the scaler, whose gradients would stay scaled in the second pass",
+                "optimizer.step(closure), the scaler handed to the optimizer",
+                "build it with grad_scaler=scaler, scale the loss in the closure, call optimizer.step(closure) and "
+                "scaler.update()",
+            )
+        )
 
     def measured(self, gradients: Gradients) -> Tensor:
         """The norm over the schedule's last tensors: in model order, of role weight where there are roles."""
@@ -233,83 +343,3 @@ class SharpnessAware(OptimizerWrapper):
     def _read_measurements(self) -> None:
         for psf_norm, gradient_norm in self.monitor.read_measurements():
             self.schedule.measure(psf_norm, gradient_norm)
-
-
-class Passes:
-    """The evaluations of one step, counted. Weights, and what must stand still, are left as they were."""
-
-    def __init__(self, optimizer: SharpnessAware, closure: Callable[..., Any], batch_size: int | None) -> None:
-        self.optimizer = optimizer
-        self.closure = closure
-        self.batch_size = batch_size
-        self.forwards = 0
-        self.evaluations = 0.0
-        self.measured_norm: Tensor | None = None
-
-    def at_weights(self, rows: slice | None, moves_statistics: bool = True) -> Evaluation:
-        """Loss and gradients at w on these rows (None: the whole batch)."""
-        with nullcontext() if moves_statistics else standing_still(self.optimizer.model):
-            return self._evaluate(rows)
-
-    def ascend(
-        self, rows: slice | None, rows_displaced: slice | None, moves_statistics: bool = True
-    ) -> tuple[Evaluation, Evaluation]:
-        """At w on `rows`, then at w + e on `rows_displaced`, where e lies along the first gradient."""
-        optimizer = self.optimizer
-        # Masks can only be the same where the rows are.
-        keep = optimizer.dropout == "keep" and rows == rows_displaced
-        random = RandomState(optimizer.parameters()) if keep else None
-        with optimizer.perturbation.points(optimizer.param_groups, optimizer.model) as points:
-            offsets = [point.tensor for point in points if point.temporary]
-            with nullcontext() if moves_statistics else standing_still(optimizer.model):
-                first = self._evaluate(rows, offsets)
-            if optimizer.schedule.norm_tensors is not None:
-                self.measured_norm = optimizer.measured(first.gradients)
-            slopes = first.gradients if not offsets else take(offsets)
-            for offset in offsets:
-                offset.requires_grad_(False)
-            with (
-                _displaced(optimizer.perturbation.displacements(points, slopes)),
-                standing_still(optimizer.model),
-                random.replayed() if random is not None else nullcontext(),
-            ):
-                second = self._evaluate(rows_displaced)
-        return first, second
-
-    def _evaluate(self, rows: slice | None, offsets: Sequence[Tensor] = ()) -> Evaluation:
-        for tensor in self.optimizer.parameters():
-            tensor.grad = None
-        with torch.enable_grad():
-            result = self.closure() if rows is None else self.closure(rows)
-        self.forwards += 1
-        self.evaluations += 1.0 if rows is None or not self.batch_size else _rows_in(rows) / self.batch_size
-        loss, weight = result if isinstance(result, tuple) else (result, None)
-        if not isinstance(loss, Tensor | float | int):
-            raise InputError(explain("closure", f"{loss!r} returned", "the loss", "end the closure with return loss"))
-        gradients = take(self.optimizer.parameters())
-        return Evaluation(torch.as_tensor(loss).detach(), weight, gradients)
-
-
-def _rows_in(rows: slice) -> int:
-    return int(rows.stop - rows.start)
-
-
-@contextmanager
-def _displaced(displacements: dict[Point, Tensor]) -> Iterator[None]:
-    """Within the context the points stand at their value + e; afterwards exactly at their value again."""
-    if not displacements:
-        yield
-        return
-    tensors = [point.tensor for point in displacements]
-    lasting = [point.tensor for point in displacements if not point.temporary]
-    kept = [torch.empty_like(tensor) for tensor in lasting]
-    if kept:
-        torch._foreach_copy_(kept, lasting)
-    try:
-        torch._foreach_add_(tensors, list(displacements.values()))
-        # e is as large as the weights; the second pass needs that memory.
-        displacements.clear()
-        yield
-    finally:
-        if kept:
-            torch._foreach_copy_(lasting, kept)

@@ -2,9 +2,10 @@ r"""The published vSAM schedule: pay more often while the PSF's norm spreads and
 
 With H_j = |h| and G_j = |g| at the j-th step that paid, over windows of K steps:
 
-    S = the last K of H,   R = the last K of H/G,   V_j = mean over 5 blocks of the variance of sort(S) in
-    that block s <- clamp(s (1 + a d(R) + b d(V)), 1, floor(cap K)),     d = mean relative change of
-    successive entries, in [-1, 1]
+    S = the last K of H,   R = the last K of H/G
+    V_j = mean over 5 blocks of the variance of sort(S) in that block
+    s <- clamp(s (1 + a d(R) + b d(V)), 1, floor(cap K))
+    d = mean relative change of successive entries, in [-1, 1]
 
 and a window then pays for about s of its K steps: at random first, the rest of floor(s) at its end.
 Reference: arXiv 2403.08821.
@@ -17,29 +18,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
+from qat_vsam.optim.counter import counter_uniform
 from qat_vsam.optim.schedule import Schedule
 
 BIASES = ("relative", "log")
-_MASK = (1 << 64) - 1
-
-
-def counter_uniform(seed: int, counter: int) -> float:
-    """A uniform number in [0, 1) that depends on (seed, counter) alone, by two rounds of SplitMix64.
-
-    No generator has to be saved, and all ranks of a distributed run draw the same.
-
-    Example:
-        >>> counter_uniform(0, 5) == counter_uniform(0, 5) != counter_uniform(1, 5)
-        True
-    """
-    return (_mixed(_mixed(seed & _MASK) + counter) >> 11) * 2.0**-53
-
-
-def _mixed(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
 
 
 class VarianceSchedule(Schedule):
@@ -134,7 +116,7 @@ class VarianceSchedule(Schedule):
         self.ratios: list[float] = []
         self.variances: list[float] = []
 
-    def pays(self, cost: float, learning_rate: float) -> bool:
+    def pays(self, cost: float, learning_rate: float, gradient_norm: float | None = None) -> bool:
         if self.step < self.warmup_steps:
             return True
         due = int(self.payments) - self.paid_in_window
@@ -142,7 +124,7 @@ class VarianceSchedule(Schedule):
             return True
         return self.window - self.position % self.window <= due
 
-    def advance(self, paid: float, learning_rate: float) -> None:
+    def advance(self, paid: float, learning_rate: float, gradient_norm: float | None = None) -> None:
         self.step += 1
         if self.step <= self.warmup_steps:
             self.paid_in_window = 1 if paid else 0

@@ -83,6 +83,11 @@ class QuantLayer(nn.Module):
         """The integer codes of the weight, in the weight's shape."""
         return self.weight_quantizer.codes(self.weight)
 
+    def weight_step_size(self) -> Tensor:
+        """The weight quantizer's step size, in a shape that goes with the weight's; carries a graph."""
+        scale = self.weight_quantizer.scale()
+        return scale if scale.dim() == 0 else scale.view(-1, *[1] * (self.weight.dim() - 1))
+
     def _used_weight(self) -> Tensor:
         weight = self.quantized_weight()
         return weight if self.weight_offset is None else weight + self.weight_offset

@@ -18,19 +18,19 @@ from qat_vsam.config import OptimizerSection, Recipe
 from qat_vsam.data import Batches, Dataset, Split, load_dataset
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
-from qat_vsam.optim import SAM, VSAM, BudgetSchedule, SplitSGD
+from qat_vsam.optim import FAMILY, SharpnessAware
 from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare, set_compiled
 
 EVALUATION_BATCH = 500
+MOST_BYTES_ON_DEVICE = 2**31
 WARMUP_EPOCHS = 3  # of plain SAM, as in the published recipe of vSAM
 
 _BASES: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-_FAMILY: dict[str, type[Optimizer]] = {"sam": SAM, "vsam": VSAM, "split_sgd": SplitSGD}
 
 
 def list_optimizers() -> list[str]:
     """The names that a recipe's `optimizer.name` takes."""
-    return ["sgd", *_FAMILY]
+    return ["sgd", *FAMILY]
 
 
 def data_root(recipe: Recipe, given: Path | None = None) -> Path | None:
@@ -120,16 +120,24 @@ class Loaders:
 
 
 def loaders(recipe: Recipe, data: Dataset) -> Loaders:
-    """Batches of each split, normalised as the model wants them."""
+    """Batches of each split, normalised as the model wants them.
+
+    The images lie on the recipe's device from the start, as uint8, so that no step waits for the host's memory;
+    data too large to live beside a network stay on the host and travel batch by batch.
+    """
     info = normalisation(recipe)
     common: dict[str, Any] = {"mean": info[0], "std": info[1], "device": recipe.device, "channels_last": True}
     section = recipe.data
+    splits = (data.train, data.validation, data.test)
+    if sum(split.images.nbytes for split in splits) <= MOST_BYTES_ON_DEVICE:
+        splits = tuple(split.to(recipe.device) for split in splits)
+    training, validation, test = splits
 
     def ordered(split: Split) -> Batches:
         return Batches(split, min(EVALUATION_BATCH, len(split)), **common)
 
     train = Batches(
-        data.train,
+        training,
         section.batch_size,
         augment=section.augment,
         shuffle=True,
@@ -137,8 +145,8 @@ def loaders(recipe: Recipe, data: Dataset) -> Loaders:
         drop_last=section.drop_last,
         **common,
     )
-    shuffled = Batches(data.train, min(128, len(data.train)), shuffle=True, seed=0, **common)
-    return Loaders(train, shuffled, ordered(data.validation), ordered(data.test))
+    shuffled = Batches(training, min(128, len(training)), shuffle=True, seed=0, **common)
+    return Loaders(train, shuffled, ordered(validation), ordered(test))
 
 
 def normalisation(recipe: Recipe) -> tuple[list[float], list[float]]:
@@ -150,7 +158,7 @@ def normalisation(recipe: Recipe) -> tuple[list[float], list[float]]:
 def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> Optimizer:
     """The optimizer over the model's groups by role.
 
-    What an option of VSAM takes from the run where the recipe leaves it open: its length, its seed, and for the
+    What a member takes from the run where the recipe leaves it open: its length, its seed, and for the
     published schedule a warm-up of three epochs.
     """
     section = recipe.optimizer
@@ -164,12 +172,15 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> O
         options |= {"momentum": section.momentum, "nesterov": section.nesterov}
     if section.name == "sgd":
         return base(groups, **options)
-    member = _FAMILY[section.name]
+    member = FAMILY[section.name]
     options |= section.options
-    if member is VSAM:
-        options.setdefault("total_steps", steps_per_epoch * recipe.train.epochs)
-        options.setdefault("warmup_steps", WARMUP_EPOCHS * steps_per_epoch)
-        options.setdefault("seed", recipe.seed)
+    of_the_run = {
+        "total_steps": max(steps_per_epoch * recipe.train.epochs, 1),
+        "warmup_steps": WARMUP_EPOCHS * steps_per_epoch,
+        "seed": recipe.seed,
+    }
+    taken = inspect.signature(member).parameters
+    options = {**{key: value for key, value in of_the_run.items() if key in taken}, **options}
     try:
         return member(groups, base, model=model, **options)
     except TypeError as error:
@@ -191,17 +202,15 @@ def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
     return nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
 
 
-def evaluations_per_step(recipe: Recipe) -> tuple[float, float]:
+def evaluations_per_step(recipe: Recipe, steps_per_epoch: int = 1) -> tuple[float, float]:
     """Least and most gradient evaluations a step of the recipe's optimizer, on average over a run."""
-    optimizer = build_optimizer(recipe, nn.Linear(1, 1), steps_per_epoch=1)
-    if not isinstance(optimizer, VSAM):
-        cost = 2.0 if isinstance(optimizer, SAM) else 1.0
-        return cost, cost
-    schedule = optimizer.schedule
-    if not isinstance(schedule, BudgetSchedule):
-        return 1.0, 2.0
-    budget = schedule.gradient_budget
-    return (1.0, budget) if schedule.uses_learning_rate else (budget, budget)
+    # a small network with one of each kind of layer will do to ask
+    stand_in = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    spec = quant_spec(recipe)
+    if spec is not None:
+        prepare(stand_in, spec)
+    optimizer = build_optimizer(recipe, stand_in, steps_per_epoch)
+    return optimizer.declared_cost() if isinstance(optimizer, SharpnessAware) else (1.0, 1.0)
 
 
 def _check_device(name: str) -> None:
@@ -216,9 +225,7 @@ def _check_optimizer_options(section: OptimizerSection) -> None:
     if section.name == "sgd":
         known: list[str] = []
     else:
-        reserved = {"self", "params", "base_optimizer", "model", "uniform"}
-        parameters = inspect.signature(_FAMILY[section.name]).parameters.values()
-        known = [p.name for p in parameters if p.name not in reserved and p.kind is not p.VAR_KEYWORD]
+        known = _optimizer_options(FAMILY[section.name])
     fields = [name for name in OptimizerSection.model_fields if name != "name"]
     for key, value in section.options.items():
         if key not in known:
@@ -230,6 +237,16 @@ def _check_optimizer_options(section: OptimizerSection) -> None:
                     did_you_mean(key, known + fields),
                 )
             )
+
+
+def _optimizer_options(member: type[Optimizer]) -> list[str]:
+    composed = {"method", "schedule", "psf"}  # by the member, unless it takes a word for one of them
+    reserved = {"self", "params", "base_optimizer", "model", "uniform", "grad_scaler"}
+    own, common = (
+        [p.name for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for kind in (member, SharpnessAware)
+    )
+    return [name for name in dict.fromkeys([*own, *(n for n in common if n not in composed)]) if name not in reserved]
 
 
 def _find_checkpoint(text: str, root: Path | None) -> Path:

@@ -105,7 +105,8 @@ def test_behind_the_quantizer_the_latent_weight_never_moves_and_the_used_one_by_
     torch.manual_seed(0)
     model = nn.Sequential(OffsetLinear(4, 6), nn.Tanh(), OffsetLinear(6, 3)).double()
     x, y = torch.randn(10, 4, dtype=torch.float64), torch.randint(3, (10,))
-    optimizer = SAM(model.parameters(), torch.optim.SGD, model=model, perturbation="post_quantizer", rho=0.3, lr=0.1)
+    weights = [model[0].weight, model[2].weight]
+    optimizer = SAM(weights, torch.optim.SGD, model=model, perturbation="post_quantizer", rho=0.3, lr=0.1)
 
     def closure():
         optimizer.zero_grad()

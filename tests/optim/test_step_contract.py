@@ -483,7 +483,7 @@ def test_wrong_arguments_are_refused_by_name(problem):
         "warmup_steps": {"schedule": "variance"},
         "interval": {"interval": 0},
         "reuse": {"reuse": 1.5},
-        "nonfinite": {"nonfinite": "stop"},
+        "nonfinite": {"nonfinite": "stpo"},
         "check_every": {"check_every": 0},
         "dropout": {"dropout": "keeep"},
     }.items():

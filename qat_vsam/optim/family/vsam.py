@@ -1,99 +1,21 @@
-"""The named optimizers, each one composition: a method, a schedule, a perturbation, and what is kept of h."""
+"""VSAM: a second gradient now and then, on part of the batch, reused in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
-from qat_vsam.optim.methods import AscendPart, Part, Split
-from qat_vsam.optim.perturbation import Perturbation
-from qat_vsam.optim.psf import PSF
-from qat_vsam.optim.schedule import BudgetSchedule, EveryStep, Schedule
+from qat_vsam.optim.budget_schedule import BudgetSchedule
+from qat_vsam.optim.methods import AscendPart, Part
+from qat_vsam.optim.psf import PSF, floating_point_type
+from qat_vsam.optim.schedule import Schedule
 from qat_vsam.optim.sharpness_aware import SharpnessAware
 from qat_vsam.optim.variance_schedule import VarianceSchedule
-
-
-class SAM(SharpnessAware):
-    r"""Sharpness-aware minimization: step with the gradient at the worst point nearby.
-
-        g   = gradient at w
-        g_s = gradient at w + rho g / |g|,   same batch
-        base optimizer steps from w with g_s
-
-    To first order g_s is the gradient of L(w) + rho |grad L(w)|. Costs 2 gradients a step; keeps no tensor
-    between steps.
-
-    Args:
-        params: Parameters or groups; a group may carry `rho` and `role`.
-        base_optimizer: Class of the optimizer that makes the step.
-        model: The network; needed if it has batch norms, observers or quantized layers.
-        rho: Radius; 0.05 to 0.1 is common, and it is the setting to tune.
-        perturbation: "euclidean" or "post_quantizer" (see `perturbation`).
-        perturbed_roles: Roles that are perturbed where groups have roles.
-        dropout: "keep" the random masks in the second pass, or "redraw" them.
-        nonfinite, check_every: What a NaN or infinite gradient does (see `SharpnessAware`).
-        **base_options: Arguments of the base optimizer (lr, momentum, ...).
-
-    Raises:
-        InputError: The base optimizer or the perturbation does not fit.
-        ConfigError: An option is unknown or out of range.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Linear(3, 1)
-        >>> optimizer = SAM(model.parameters(), torch.optim.SGD, model=model, lr=0.1, rho=0.05)
-        >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
-        >>> def closure(rows=slice(None)):
-        ...     optimizer.zero_grad()
-        ...     loss = torch.nn.functional.mse_loss(model(x[rows]), y[rows])
-        ...     loss.backward()
-        ...     return loss
-        >>> loss = optimizer.step(closure)
-        >>> optimizer.gradient_evaluations
-        2.0
-
-    Caveats:
-        Gains are large where data are scarce or labels noisy. Where a network underfits there is little to
-        gain, and a radius that is too large costs accuracy.
-
-    Reference: arXiv 2010.01412.
-    """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        base_optimizer: type[Optimizer],
-        *,
-        model: nn.Module | None = None,
-        rho: float = 0.05,
-        perturbation: str | Perturbation = "euclidean",
-        perturbed_roles: Sequence[str] = ("weight",),
-        dropout: str = "keep",
-        nonfinite: str = "raise",
-        check_every: int | None = None,
-        **base_options: Any,
-    ) -> None:
-        super().__init__(
-            params,
-            base_optimizer,
-            method=Part(),
-            schedule=EveryStep(),
-            psf=PSF(gamma=0),
-            model=model,
-            rho=rho,
-            perturbation=perturbation,
-            perturbed_roles=perturbed_roles,
-            dropout=dropout,
-            nonfinite=nonfinite,
-            check_every=check_every,
-            base_options=base_options,
-        )
-
 
 _METHODS = {"part": (Part, 0.5), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SCHEDULES = ("budget", "variance")
@@ -118,8 +40,7 @@ class VSAM(SharpnessAware):
     Keeps one tensor per parameter between steps, h.
 
     Args:
-        params, base_optimizer, model, rho, perturbation, perturbed_roles, dropout, nonfinite, check_every,
-            **base_options: As for `SAM`.
+        params, base_optimizer, rho, **options: As for `SAM`.
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
@@ -131,6 +52,7 @@ class VSAM(SharpnessAware):
         warmup_steps: Steps of plain SAM at the beginning; "variance" needs it (published: those of 3 epochs).
         window, blocks, cap, gains, norm_tensors, bias, seed, uniform: Constants of "variance"; see
             `VarianceSchedule`.
+        psf_dtype: What h is kept in, `torch.bfloat16` or "bfloat16" for half the memory; None for the weights' own.
 
     Raises:
         InputError: The base optimizer or the perturbation does not fit.
@@ -166,7 +88,6 @@ class VSAM(SharpnessAware):
         params: ParamsT,
         base_optimizer: type[Optimizer],
         *,
-        model: nn.Module | None = None,
         rho: float = 0.05,
         schedule: str | Schedule = "budget",
         gradient_budget: float = 1.25,
@@ -185,12 +106,8 @@ class VSAM(SharpnessAware):
         bias: str = "relative",
         seed: int = 0,
         uniform: Callable[[int], float] | None = None,
-        perturbation: str | Perturbation = "euclidean",
-        perturbed_roles: Sequence[str] = ("weight",),
-        dropout: str = "keep",
-        nonfinite: str = "raise",
-        check_every: int | None = None,
-        **base_options: Any,
+        psf_dtype: torch.dtype | str | None = None,
+        **options: Any,
     ) -> None:
         if method not in _METHODS:
             raise ConfigError(explain("method", repr(method), "a method", did_you_mean(str(method), _METHODS)))
@@ -226,73 +143,7 @@ class VSAM(SharpnessAware):
             base_optimizer,
             method=build_method(),
             schedule=schedule,
-            psf=PSF(gamma=reuse),
-            model=model,
+            psf=PSF(gamma=reuse, dtype=floating_point_type(psf_dtype)),
             rho=rho,
-            perturbation=perturbation,
-            perturbed_roles=perturbed_roles,
-            dropout=dropout,
-            nonfinite=nonfinite,
-            check_every=check_every,
-            base_options=base_options,
-        )
-
-
-class SplitSGD(SharpnessAware):
-    r"""The control: the base optimizer on a batch cut as `VSAM` cuts it, and nothing else.
-
-        g_A = gradient of the part at w;   g_B = gradient of the rest at w
-        base optimizer steps with  q g_A + (1 - q) g_B
-        (no second gradient, no h)
-
-    Without batch norm this is the base optimizer. With it, each piece is normalised by its own statistics,
-    which regularises; a method that cuts the batch has to be better than this. Costs 1 gradient a step, in
-    two passes.
-
-    Args:
-        params, base_optimizer, model, nonfinite, check_every, **base_options: As for `SAM`.
-        share: q.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Linear(3, 1)
-        >>> optimizer = SplitSGD(model.parameters(), torch.optim.SGD, model=model, share=0.25, lr=0.1)
-        >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
-        >>> def closure(rows=slice(None)):
-        ...     optimizer.zero_grad()
-        ...     loss = torch.nn.functional.mse_loss(model(x[rows]), y[rows])
-        ...     loss.backward()
-        ...     return loss
-        >>> loss = optimizer.step(closure, batch_size=len(x))
-        >>> optimizer.gradient_evaluations, optimizer.forwards
-        (1.0, 2)
-
-    Caveats:
-        Needs `batch_size`; without it the batch is not cut.
-
-    Reference: "ghost" batch norm, arXiv 1705.08741.
-    """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        base_optimizer: type[Optimizer],
-        *,
-        model: nn.Module | None = None,
-        share: float = 0.25,
-        nonfinite: str = "raise",
-        check_every: int | None = None,
-        **base_options: Any,
-    ) -> None:
-        super().__init__(
-            params,
-            base_optimizer,
-            method=Split(),
-            schedule=EveryStep(share),
-            psf=PSF(gamma=0),
-            model=model,
-            rho=0.0,
-            nonfinite=nonfinite,
-            check_every=check_every,
-            base_options=base_options,
+            **options,
         )
