@@ -82,14 +82,12 @@ def validate(
 ) -> None:
     """Check a recipe: resolved values, parameters, size, gradient evaluations. No data, no training."""
     from qat_vsam import config
-    from qat_vsam.recipes.plan import plan
+    from qat_vsam.recipes.plan import comparison_plan, plan
 
     path = config.find_config(file)
     if config.is_comparison(config.read_recipe_file(path)):
         comparison = config.load_comparison(path, overrides or [])
-        for arm in comparison.arms:
-            typer.echo(f"[{arm}] x {comparison.seeds} seeds")
-            _echo_lines(plan(comparison.arm(arm, 0)).lines())
+        _echo_lines(comparison_plan(comparison))
         return
     recipe = config.load_recipe(path, overrides or [])
     typer.echo(config.dump_yaml(recipe))
@@ -170,7 +168,7 @@ def compare(
     data_root: DataRoot = None,
     out: Out = None,
 ) -> None:
-    """Run a grid of arms and seeds, then write its report."""
+    """Choose settings by trials if asked, run a grid of arms and seeds, then write its report."""
     from qat_vsam.config import find_config, load_comparison
     from qat_vsam.recipes import compare as run_compare
 
@@ -255,7 +253,7 @@ def bench(
 
     comparison = load_comparison(find_config(file), [f"bench.repeats={repeats}"])
     arms = {arm: comparison.arm(arm, 0) for arm in comparison.arms}
-    measured = recipes.bench_arms(arms, comparison.bench, data_root, threads)
+    measured = recipes.bench_arms(arms, comparison.bench, data_root, threads, comparison.roles)
     for row in measured["rows"]:
         ratio = "-" if row["ratio_to_sgd"] is None else f"{row['ratio_to_sgd']:.2f}"
         typer.echo(f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {ratio:>6} x {row['reference_arm'] or ''}")

@@ -26,13 +26,18 @@ from qat_vsam.optim import VSAM, BudgetSchedule
 from qat_vsam.quant import param_groups
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
+from qat_vsam.report import assign_roles
 from qat_vsam.train import training_step
 
 WARMUP_ROUNDS = 5
 
 
 def bench_arms(
-    recipes: Mapping[str, Recipe], section: BenchSection, data_root: Path | None = None, threads: int = 1
+    recipes: Mapping[str, Recipe],
+    section: BenchSection,
+    data_root: Path | None = None,
+    threads: int = 1,
+    roles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Time the training steps of each arm on its own batches.
 
@@ -45,16 +50,21 @@ def bench_arms(
         section: how long to time.
         data_root: see `assemble.data_root`.
         threads: of torch while timing.
+        roles: arm -> role, of the arms whose recipe says it; see `report.assign_roles`.
 
     Returns:
         The content of `bench.json`: for each arm the median milliseconds a step, and the median ratio to the
-        arm that trains the same precision with plain SGD, where there is one.
+        arm that is the SGD of the same precision, where there is one.
     """
     trained = {arm: recipe for arm, recipe in recipes.items() if recipe.train.epochs > 0}
     with torch_threads(threads):
         workloads = {arm: _workload(recipe, section, data_root) for arm, recipe in trained.items()}
         timings = interleave(workloads, repeats=section.repeats, warmup=WARMUP_ROUNDS)
-    rows = [_row(arm, trained, timings, section) for arm in trained]
+    arms = [(arm, recipe.precision, recipe.precision, recipe.optimizer.name) for arm, recipe in trained.items()]
+    found = zip(trained.items(), assign_roles(arms, roles or {}), strict=True)
+    # the first of each precision, where several say that they are
+    references = {recipe.precision: arm for (arm, recipe), role in reversed(list(found)) if role == "sgd"}
+    rows = [_row(arm, references.get(recipe.precision), timings, section) for arm, recipe in trained.items()]
     return {"threads": threads, "repeats": section.repeats, "steps": section.steps, "rows": rows}
 
 
@@ -105,12 +115,7 @@ def _endless(loaders: assemble.Loaders) -> Iterator[tuple[torch.Tensor, torch.Te
         epoch += 1
 
 
-def _row(
-    arm: str, recipes: Mapping[str, Recipe], timings: Mapping[str, Timing], section: BenchSection
-) -> dict[str, Any]:
-    precision = recipes[arm].precision
-    references = [a for a, r in recipes.items() if r.precision == precision and r.optimizer.name == "sgd"]
-    reference = references[0] if references else None
+def _row(arm: str, reference: str | None, timings: Mapping[str, Timing], section: BenchSection) -> dict[str, Any]:
     return {
         "arm": arm,
         "median_ms": 1000 * timings[arm].median / section.steps,

@@ -1,4 +1,4 @@
-"""The grid job: every arm with every seed, a step-time bench of the arms, and the report.
+"""The grid job: settings chosen by trials, every arm with every seed, a step-time bench of the arms, and the report.
 
 Each run is a process's work in a folder of its own, so the grid skips what is finished and goes on with what
 was stopped; the same command ends what a kill interrupted.
@@ -7,49 +7,19 @@ was stopped; the same command ends what a kill interrupted.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
-
-from qat_vsam.config import BenchSection, Comparison, Recipe, dump_yaml, fingerprint, recipe_from
-from qat_vsam.errors import RunFolderError, explain
+from qat_vsam.config import Comparison, Recipe, dump_yaml, fingerprint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.benchmark import bench_arms
 from qat_vsam.recipes.events import Listener
-from qat_vsam.recipes.train import WEIGHTS, run_recipe
+from qat_vsam.recipes.pool import Cell, run_cells
+from qat_vsam.recipes.train import WEIGHTS
+from qat_vsam.recipes.tuning import Tuning
 from qat_vsam.report import build_report
-from qat_vsam.train import Interrupted, write_atomic
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One arm with one seed."""
-
-    arm: str
-    seed: int
-    recipe: Recipe
-    folder: Path
-    start: Path | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / "result.json").is_file()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the run it starts from has written its weights."""
-        return self.start is None or (self.start.parent / "result.json").is_file()
+from qat_vsam.train import write_atomic
 
 
 def compare(
@@ -60,11 +30,12 @@ def compare(
     listener: Listener | None = None,
     command: str = "",
 ) -> Path:
-    """Run what is missing of the grid, time the arms, write the report.
+    """Run what is missing of the trials and of the grid, time the arms, write the report.
 
     Args:
         comparison: arms, seeds, and the recipe that they change.
-        folder: runs go to `folder/ARM/seed-K`, the report to `folder/report`.
+        folder: runs go to `folder/ARM/seed-K`, trials to `folder/tune`, what they decide to `folder/tuned.yaml`, the
+            report to `folder/report`.
         data_root: see `assemble.data_root`.
         listener: hears which runs are done.
         command: what repeats this, for the report.
@@ -78,17 +49,14 @@ def compare(
     """
     listener = listener or Listener()
     folder = Path(folder)
-    cells = list(grid(comparison, folder))
-    for cell in cells:
-        if cell.seed == 0:
-            assemble.check_names(cell.recipe)
+    work = _Work(comparison, folder, listener)
+    for recipe in work.first_recipes():
+        assemble.check_names(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "comparison.yaml", dump_yaml(comparison).encode())
-    _run_grid(cells, comparison.workers, data_root, listener)
+    run_cells(work.known, work.total, comparison.workers, data_root, listener)
     bench = folder / "bench.json"
-    if comparison.bench is not None:
-        arms = {cell.arm: cell.recipe for cell in cells if cell.seed == 0}
-        _keep_bench(bench, arms, comparison.bench, data_root, listener)
+    _keep_bench(bench, work.arms(), comparison, data_root, listener)
     return build_report(
         folder,
         folder / "report",
@@ -101,106 +69,67 @@ def compare(
 
 
 def _keep_bench(
-    path: Path, arms: Mapping[str, Recipe], section: BenchSection, data_root: Path | None, listener: Listener
+    path: Path, arms: Mapping[str, Recipe], comparison: Comparison, data_root: Path | None, listener: Listener
 ) -> None:
     """Time the arms, unless that was done for these very recipes."""
+    section = comparison.bench
+    if section is None:
+        return
     timed = {arm: fingerprint(recipe) for arm, recipe in arms.items()} | {"bench": fingerprint(section)}
     if path.exists() and json.loads(path.read_text()).get("timed") == timed:
         return
     listener.say("timing the arms, step by step in turn")
-    measured = bench_arms(arms, section, data_root)
+    measured = bench_arms(arms, section, data_root, roles=comparison.roles)
     write_atomic(path, json.dumps(measured | {"timed": timed}, indent=2).encode())
 
 
-def grid(comparison: Comparison, folder: Path) -> Iterator[Cell]:
-    """All cells, seed by seed, so that a stopped grid has whole seeds to report."""
+def grid(comparison: Comparison, folder: Path, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Cell]:
+    """The cells that count, seed by seed.
+
+    Args:
+        comparison: arms and seeds.
+        folder: of the comparison.
+        chosen: arm -> settings to put over it, for the arms wanted; None: all arms as they are written.
+    """
+    arms = {arm: {} for arm in comparison.arms} if chosen is None else chosen
     for seed in range(comparison.seeds):
-        for arm in comparison.arms:
-            recipe = comparison.arm(arm, seed)
+        for arm, settings in arms.items():
+            recipe = comparison.arm(arm, seed, settings)
             start = None
             if recipe.init_from is not None:
                 start = folder / recipe.init_from / f"seed-{seed}" / WEIGHTS
             yield Cell(arm, seed, recipe, folder / arm / f"seed-{seed}", start)
 
 
-def _run_grid(cells: Sequence[Cell], workers: int, data_root: Path | None, listener: Listener) -> None:
-    waiting = [cell for cell in cells if not cell.finished]
-    done = len(cells) - len(waiting)
-    if not waiting:
-        listener.say(f"all {len(cells)} runs are finished; nothing is left to train")
-        return
-    if done:
-        listener.say(f"{done} of {len(cells)} runs are finished; going on with the rest")
-    # spawned, not forked: a fork copies torch's thread pools in the middle of their work
-    context = multiprocessing.get_context("spawn")
-    with _sigterm_interrupts(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        running: dict[Future[str], Cell] = {}
-        try:
-            while waiting or running:
-                for cell in [cell for cell in waiting if cell.ready][: workers - len(running)]:
-                    waiting.remove(cell)
-                    running[pool.submit(_run_cell, _plain(cell), data_root)] = cell
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    cell = running.pop(future)
-                    future.result()
-                    done += 1
-                    listener.grid(done, len(cells), f"{cell.arm} seed {cell.seed}")
-        except BrokenProcessPool:
-            raise RunFolderError(
-                explain(
-                    "worker",
-                    "a process that died",
-                    "workers that live",
-                    "run the same command again; it resumes",
-                )
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # a run under way writes its checkpoint first
-            raise
+class _Work:
+    """A comparison's cells, handed out as they become known: an arm's runs wait for its trials."""
 
+    def __init__(self, comparison: Comparison, folder: Path, listener: Listener) -> None:
+        self._comparison = comparison
+        self._folder = folder
+        self._listener = listener
+        self._tuning = Tuning(comparison, folder)
+        self._trials = self._tuning.cells
+        self._open = list(comparison.arms)
+        self.total = len(self._trials) + len(comparison.arms) * comparison.seeds
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the block like Ctrl-C does, so that the workers are stopped with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    def first_recipes(self) -> Iterator[Recipe]:
+        """A recipe of each arm as written, and of each setting to try."""
+        yield from (self._comparison.arm(arm, 0) for arm in self._comparison.arms)
+        firsts = {(cell.arm, cell.setting): cell.recipe for cell in reversed(self._trials)}
+        yield from firsts.values()
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
+    def known(self) -> list[Cell]:
+        """The cells that became known since the last call."""
+        trials, self._trials = self._trials, []
+        if not trials:
+            # handed out before, and by now run or found to be of today's recipe
+            self._tuning.settle(self._listener)
+        found = {arm: self._tuning.settings(arm) for arm in self._open}
+        chosen = {arm: settings for arm, settings in found.items() if settings is not None}
+        self._open = [arm for arm in self._open if arm not in chosen]
+        return [*trials, *grid(self._comparison, self._folder, chosen)]
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _plain(cell: Cell) -> dict[str, Any]:
-    return {
-        "recipe": cell.recipe.model_dump(mode="json"),
-        "folder": str(cell.folder),
-        "start": None if cell.start is None else str(cell.start),
-        "arm": cell.arm,
-    }
-
-
-def _run_cell(cell: Mapping[str, Any], data_root: Path | None) -> str:
-    """In a worker: one run on one thread, unless the recipe says otherwise."""
-    recipe = recipe_from(cell["recipe"])
-    torch.set_num_threads(recipe.threads or 1)
-    try:
-        run_recipe(
-            recipe,
-            cell["folder"],
-            data_root=data_root,
-            start=None if cell["start"] is None else Path(cell["start"]),
-            arm=cell["arm"],
-        )
-    except Interrupted as stop:
-        # what a worker raises must survive the way to its parent, which has been told by the signal itself
-        raise RunFolderError(str(stop)) from None
-    return str(cell["folder"])
+    def arms(self) -> dict[str, Recipe]:
+        """The recipe of each arm's first seed, once every choice is made."""
+        return {arm: self._comparison.arm(arm, 0, self._tuning.settings(arm)) for arm in self._comparison.arms}

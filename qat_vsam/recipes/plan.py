@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qat_vsam.config import Recipe
+from qat_vsam.config import Comparison, Recipe
 from qat_vsam.evaluate import model_size
 from qat_vsam.models import build_model
 from qat_vsam.quant import prepare
@@ -44,10 +45,7 @@ class Plan:
             f"gradient evaluations  {a_step} a step",
         ]
         if self.steps is not None:
-            total = (
-                f"{low * self.steps:,.0f}" if low == high else f"{low * self.steps:,.0f} to {high * self.steps:,.0f}"
-            )
-            text.append(f"                      {total} in {self.steps:,} steps")
+            text.append(f"                      {_range(low * self.steps, high * self.steps)} in {self.steps:,} steps")
         return text
 
 
@@ -71,6 +69,43 @@ def plan(recipe: Recipe) -> Plan:
         steps=_steps(recipe),
         evaluations_per_step=assemble.evaluations_per_step(recipe),
     )
+
+
+def comparison_plan(comparison: Comparison) -> list[str]:
+    """What a comparison will cost, as text: each arm's plan, its trials, and the sum of all runs.
+
+    An arm whose settings are chosen by trials is planned with its settings as written.
+
+    Raises:
+        InputError: a name or option in an arm is wrong.
+    """
+    plans = {arm: plan(comparison.arm(arm, 0)) for arm in comparison.arms}
+    trials = _trials(comparison)
+    text = []
+    for arm, own in plans.items():
+        seeds = f"[{arm}] x {comparison.seeds} seeds"
+        if trials.get(arm):
+            seeds += f", after {trials[arm]} runs of trials"
+        text += [seeds, *own.lines()]
+    runs = {arm: comparison.seeds + trials.get(arm, 0) for arm in plans}
+    chosen = sum(trials.values())
+    text.append(f"[all] {sum(runs.values()):,} runs" + (f", {chosen:,} of them trials" if chosen else ""))
+    if all(own.steps is not None for own in plans.values()):
+        low, high = (
+            sum(runs[arm] * (own.steps or 0) * own.evaluations_per_step[end] for arm, own in plans.items())
+            for end in (0, 1)
+        )
+        text.append(f"gradients             {_range(low, high)}")
+    return text
+
+
+def _trials(comparison: Comparison) -> Mapping[str, int]:
+    tune = comparison.tune
+    return {} if tune is None else {arm: len(tune.settings(arm)) * tune.seeds for arm in tune.grids}
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
 def _steps(recipe: Recipe) -> int | None:

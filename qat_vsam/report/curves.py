@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
-from qat_vsam.report.arms import Arm
+from qat_vsam.report.arm import Arm
 from qat_vsam.report.palette import MUTED, Palette
 from qat_vsam.report.placement import Label, label_ends, widest
 from qat_vsam.report.results import Results

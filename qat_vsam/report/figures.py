@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Transform, offset_copy
 
-from qat_vsam.report.arms import Arm
+from qat_vsam.report.arm import Arm
 from qat_vsam.report.curves import learning_curves, spending
 from qat_vsam.report.palette import INK, MUTED, RC, Palette
 from qat_vsam.report.placement import Label, label_points

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qat_vsam.report import formats
-from qat_vsam.report.arms import Arm
+from qat_vsam.report.arm import Arm
 from qat_vsam.report.formats import TIMES, interval, share, signed
 from qat_vsam.report.names import FLOAT
 

@@ -15,7 +15,15 @@ from qat_vsam.report.findings import find
 from qat_vsam.report.palette import Palette
 from qat_vsam.report.protocol import caveats, option_lines, protocol
 from qat_vsam.report.results import load_results
-from qat_vsam.report.tables import accuracy_table, arms_frame, runs_frame, shipping_table
+from qat_vsam.report.tables import (
+    Table,
+    arms_frame,
+    choices_table,
+    gains_table,
+    methods_table,
+    runs_frame,
+    shipping_table,
+)
 
 
 def build_report(
@@ -57,7 +65,8 @@ def build_report(
             "title": title,
             "description": description,
             "findings": find(arms),
-            "tables": (accuracy_table(arms), shipping_table(arms)),
+            "tables": _told(methods_table(arms), gains_table(arms)),
+            "details": _told(choices_table(results.choices, arms), shipping_table(arms)),
             "palette": Palette.of(arms),
             "figures": [(drawing, _data_address(drawing)) for drawing in drawings],
             "protocol": protocol(results, arms, command),
@@ -73,6 +82,10 @@ def build_report(
             explain(str(out), error.strerror or error, "a folder that can be written", "choose another --out")
         ) from error
     return out / "index.html"
+
+
+def _told(*tables: Table) -> list[Table]:
+    return [table for table in tables if table.groups]
 
 
 def _render(template: str, content: dict[str, object]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from qat_vsam.report.arms import Arm
+from qat_vsam.report.arm import Arm
 
 INK = "#1f2933"
 MUTED = "#5b6770"

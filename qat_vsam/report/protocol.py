@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qat_vsam.report.arms import Arm, peer_choices
+from qat_vsam.report.arm import Arm
 from qat_vsam.report.results import Results
+from qat_vsam.report.roles import reference_notes, with_roles
 
 
 def protocol(results: Results, arms: Sequence[Arm], command: str) -> list[tuple[str, str]]:
@@ -84,9 +85,7 @@ def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list
         )
         if min(seeds) != max(seeds):
             lines.append("Arms have different numbers of seeds; each difference uses the seeds that both arms have.")
-    if any(arm.p_holm is not None for arm in arms):
-        count = sum(arm.p_holm is not None for arm in arms)
-        lines.append(f"p-values against SGD are two-sided and Holm-corrected over the {count} arms that have one.")
+    lines += _families(arms)
     images = pd.to_numeric(runs["test_images"]).dropna()
     if not images.empty:
         lines.append(f"One test image is {100 / images.max():.2g} points of accuracy.")
@@ -108,11 +107,27 @@ def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list
             "Target “simulated”: accuracies are of the fake-quantized model; what the export itself reaches "
             "stands in its own table."
         )
-    lines += peer_choices(results)
+    lines += reference_notes(with_roles(runs, results.roles))
     lines += _mixed_options(runs)
     if results.unfinished:
         names = ", ".join(results.unfinished[:8]) + (" ..." if len(results.unfinished) > 8 else "")
         lines.append(f"{len(results.unfinished)} runs are not finished and not counted: {names}.")
+    return lines
+
+
+def _families(arms: Sequence[Arm]) -> list[str]:
+    tested = [arm for arm in arms if arm.p_holm is not None]
+    if not tested:
+        return []
+    sam = sum(arm.role == "sam" for arm in tested)
+    parts = [f"{sam} of SAM's own gain"] if sam else []
+    parts += [f"{len(tested) - sam} of the other arms"] if len(tested) > sam else []
+    lines = [f"p-values against SGD are two-sided and Holm-corrected within their family: {', '.join(parts)}."]
+    if any(arm.share is not None for arm in arms):
+        lines.append(
+            "A share of SAM's gain is shown only where that gain is itself significant after the correction; elsewhere "
+            "the difference to the control stands in its place."
+        )
     return lines
 
 

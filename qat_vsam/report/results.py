@@ -15,9 +15,12 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.report.choices import Choice, read_choices
+from qat_vsam.report.roles import read_roles
 from qat_vsam.report.schema import BenchRecord, EpochRecord, RunRecord, StepRecord
 
 RESULT = "result.json"
+TRIALS = "tune"
 BENCH = "bench.json"
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -36,6 +39,8 @@ class Results:
         environment: what the first run's environment.json says of the machine (empty without that file).
         bench: interleaved step times, or None.
         unfinished: names of seed folders that hold no result yet.
+        roles: arm -> role, where a comparison says it.
+        choices: how settings were chosen by trials, where they were.
     """
 
     runs: pd.DataFrame
@@ -47,6 +52,8 @@ class Results:
     environment: dict[str, Any]
     bench: BenchRecord | None
     unfinished: tuple[str, ...]
+    roles: dict[str, str]
+    choices: tuple[Choice, ...]
 
 
 def load_results(runs: Path | Sequence[Path], bench: Path | None = None) -> Results:
@@ -90,6 +97,8 @@ def load_results(runs: Path | Sequence[Path], bench: Path | None = None) -> Resu
         environment=_read_environment(first_folder),
         bench=_find_bench(roots, bench),
         unfinished=tuple(name for root in roots for name in _unfinished(root)),
+        roles=read_roles(roots),
+        choices=read_choices(roots),
     )
 
 
@@ -132,7 +141,9 @@ def _run_folders(root: Path) -> list[Path]:
         raise InputError(explain("runs", root, "an existing folder", "check the path"))
     if (root / RESULT).is_file():
         return [root]
-    return [path.parent for path in root.rglob(RESULT)]
+    # trials are no runs of the comparison: they have a validation accuracy and nothing else
+    found = [path.parent for path in root.rglob(RESULT)]
+    return [folder for folder in found if folder.relative_to(root).parts[0] != TRIALS]
 
 
 def _unfinished(root: Path) -> list[str]:

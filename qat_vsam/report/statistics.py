@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+NOT_ESTABLISHED = "SAM's gain not established"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def paired_difference(a: dict[int, float], b: dict[int, float], confidence: floa
 def share_kept(
     arm: dict[int, float], sgd: dict[int, float], sam: dict[int, float], confidence: float = CONFIDENCE
 ) -> Estimate:
-    r"""The share of SAM's gain over SGD that an arm keeps, with Fieller's interval.
+    r"""The share of SAM's gain over SGD (or another control in its place) that an arm keeps, with Fieller's interval.
 
     With the paired gains \(x = arm - sgd\) and \(y = sam - sgd\) the share is \(\bar x / \bar y\). The
     interval holds every ratio r for which the paired mean of \(x - r y\) is not significantly different from
@@ -107,7 +108,8 @@ def share_kept(
     above zero there is nothing to keep a share of, and the value is None.
 
     Args:
-        arm, sgd, sam: one accuracy per seed; the seeds that all three have are used.
+        arm, sgd, sam: one accuracy per seed; the seeds that all three have are used. The split control in the place of
+            SGD gives the share of what SAM gains beyond the effect of split batches.
         confidence: coverage of the interval, in (0, 1).
 
     Example:
@@ -128,7 +130,7 @@ def share_kept(
     y = np.array([sam[seed] - sgd[seed] for seed in seeds])
     gain = mean_interval(y.tolist(), confidence)
     if not gain.above_zero:
-        return Estimate(None, n=n, note="SAM's own gain over SGD is not significantly above zero")
+        return Estimate(None, n=n, note=NOT_ESTABLISHED)
     covariance = np.cov(x, y, ddof=1) * stats.t.ppf(0.5 + confidence / 2, n - 1) ** 2 / n
     mean_x, mean_y = float(x.mean()), float(y.mean())
     # the interval is where a r^2 - 2 b r + c <= 0

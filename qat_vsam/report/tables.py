@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import pandas as pd
 
-from qat_vsam.report.arms import Arm
+from qat_vsam.report.arm import Arm
+from qat_vsam.report.choices import Choice, fairness
 from qat_vsam.report.formats import DASH, TIMES, agreement, duration, interval, p_text, share, signed, size
 from qat_vsam.report.results import Results
-from qat_vsam.report.statistics import Estimate
+from qat_vsam.report.statistics import NOT_ESTABLISHED, Estimate
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table whose rows stand in groups of one precision each."""
+    """A titled table whose rows stand in groups of one precision each; `note` is a sentence below it."""
 
     title: str
     columns: tuple[str, ...]
     groups: tuple[tuple[str, tuple[Row, ...]], ...]
+    note: str = ""
 
 
-def accuracy_table(arms: Sequence[Arm]) -> Table:
-    """What every arm reaches, against what it is measured, and what it costs to train."""
+def methods_table(arms: Sequence[Arm]) -> Table:
+    """All methods, the most accurate of each precision first, and what each costs to train."""
     columns = (
         "Seeds",
         "Test accuracy, %",
         "Difference to SGD, same bits",
         "Difference to SAM, same bits",
-        "Difference to SAM, float32",
-        "Difference to the split control",
-        "SAM's gain kept",
         "Gradient evaluations a step",
+        f"Gradient evaluations of the run, {TIMES} SGD",
         f"Step time, {TIMES} SGD",
+        f"Time of the run, {TIMES} SGD",
     )
+    # where all arms train as long as SGD, a run's ratio is a step's
+    longer = any(_apart(arm.run_cost, arm.cost) or _apart(arm.run_time, arm.time_ratio) for arm in arms)
     rows = [
         Row(
             arm,
@@ -61,16 +64,54 @@ def accuracy_table(arms: Sequence[Arm]) -> Table:
                 _accuracy(arm.accuracy),
                 _difference(arm.to_sgd, arm.p_holm),
                 _difference(arm.to_sam),
-                _difference(arm.to_float_sam),
-                _difference(arm.to_split),
-                _share(arm),
-                Cell((DASH if arm.cost is None else f"{arm.cost:.2f}",)),
+                _number(arm.cost),
+                _number(arm.run_cost if longer else None),
                 _time(arm),
+                _number(arm.run_time if longer else None),
+            ),
+        )
+        for arm in by_accuracy(arms)
+    ]
+    return _table("All methods, by accuracy", columns, rows)
+
+
+def gains_table(arms: Sequence[Arm]) -> Table:
+    """What is kept of SAM's gain, over SGD and over the split control; in place of a share where SAM gains nothing."""
+    columns = (
+        "SAM's gain kept, over SGD",
+        "SAM's gain kept, over the split control",
+        "Difference to the split control",
+        "Difference to SAM, float32",
+    )
+    rows = [
+        Row(
+            arm,
+            (
+                _share(arm.share, arm.to_sgd),
+                _share(arm.share_over_split, arm.to_split),
+                _difference(arm.to_split),
+                _difference(arm.to_float_sam),
             ),
         )
         for arm in arms
     ]
-    return _table("Accuracy and training cost", columns, rows)
+    told = [row for row in rows if any(cell != Cell((DASH,)) for cell in row.cells)]
+    return _table("What is kept of SAM's gain", columns, told)
+
+
+def choices_table(choices: Sequence[Choice], arms: Sequence[Arm]) -> Table:
+    """How settings were chosen: trials, grid, choice, and whether a better one may lie beyond the grid."""
+    columns = ("Trials", "Grid", "Chosen", "Validation accuracy, %", "At the end of its grid")
+    labels = {arm.name: arm.label for arm in arms}
+    known = {choice.arm: choice for choice in choices}
+    rows = [Row(arm, _choice_cells(known[arm.name], labels)) for arm in arms if arm.name in known]
+    return _table("How settings were chosen", columns, rows, note=fairness(choices) if choices else "")
+
+
+def by_accuracy(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms group by group, the most accurate first."""
+    groups = list(dict.fromkeys(arm.group for arm in arms))
+    return sorted(arms, key=lambda arm: (groups.index(arm.group), -(arm.accuracy.value or 0.0)))
 
 
 def shipping_table(arms: Sequence[Arm]) -> Table:
@@ -141,6 +182,7 @@ def arms_frame(arms: Sequence[Arm]) -> pd.DataFrame:
             "to_float32_sam_points": arm.to_float_sam,
             "to_split_control_points": arm.to_split,
             "share_of_sam_gain": arm.share,
+            "share_of_sam_gain_over_split_control": arm.share_over_split,
         }
         for key, estimate in estimates.items():
             row[key] = estimate.value if estimate else None
@@ -152,7 +194,9 @@ def arms_frame(arms: Sequence[Arm]) -> pd.DataFrame:
         row |= {
             "p_holm_against_sgd": arm.p_holm,
             "gradient_evaluations_per_step": arm.cost,
+            "run_gradient_evaluations_to_sgd": arm.run_cost,
             "time_ratio_to_sgd": arm.time_ratio,
+            "run_time_to_sgd": arm.run_time,
             "time_source": arm.time_source,
             "train_seconds": arm.train_seconds,
             "packed_bytes": arm.packed_bytes,
@@ -165,12 +209,12 @@ def arms_frame(arms: Sequence[Arm]) -> pd.DataFrame:
 _VERDICTS = {True: "equal", False: "DIFFERS", None: "not proven"}
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Row], note: str = "") -> Table:
     """Leaves out the columns in which no arm has anything to say."""
     kept = [i for i in range(len(columns)) if any(row.cells[i] != Cell((DASH,)) for row in rows)]
     rows = [Row(row.arm, tuple(row.cells[i] for i in kept)) for row in rows]
     groups = tuple((name, tuple(members)) for name, members in groupby(rows, key=lambda row: row.arm.group))
-    return Table(title, tuple(columns[i] for i in kept), groups)
+    return Table(title, tuple(columns[i] for i in kept), groups, note)
 
 
 def _accuracy(estimate: Estimate) -> Cell:
@@ -188,20 +232,41 @@ def _difference(estimate: Estimate | None, p_holm: float | None = None) -> Cell:
     return Cell((signed(estimate.value),), small, _tone(estimate))
 
 
-def _share(arm: Arm) -> Cell:
-    if arm.role == "sam" and arm.to_sgd is not None:
-        return Cell(("100 %",), ("by definition",))
-    if arm.role == "sgd" and arm.to_sam is not None:
-        return Cell(("0 %",), ("by definition",))
-    if arm.share is None:
+def _share(estimate: Estimate | None, difference: Estimate | None) -> Cell:
+    if estimate is None:
         return Cell((DASH,))
-    if arm.share.value is None:
-        return Cell((DASH,), (arm.share.note,))
-    return Cell(
-        (share(arm.share.value),),
-        (interval(arm.share, digits=0, plus=False, scale=100),),
-        _tone(arm.share),
+    if estimate.value is not None:
+        small = estimate.note if estimate.low is None else interval(estimate, digits=0, plus=False, scale=100)
+        return Cell((share(estimate.value),), (small,), _tone(estimate))
+    if estimate.note != NOT_ESTABLISHED:
+        return Cell((DASH,), (estimate.note,))
+    if difference is None or difference.value is None:
+        return Cell((DASH,), (NOT_ESTABLISHED,))
+    return Cell((f"{signed(difference.value)} points",), (_interval(difference), NOT_ESTABLISHED))
+
+
+def _choice_cells(choice: Choice, labels: Mapping[str, str]) -> tuple[Cell, ...]:
+    chosen = Cell(tuple(f"{key} {value}" for key, value in choice.chosen.items()))
+    if choice.same_as is not None:
+        shared = Cell((DASH,), (f"as {labels.get(choice.same_as, choice.same_as)}",))
+        return shared, Cell((DASH,)), chosen, Cell((DASH,)), Cell((DASH,))
+    diverged = (f"{choice.diverged} runs diverged",) if choice.diverged else ()
+    accuracy = choice.validation_accuracy
+    return (
+        Cell((str(choice.trials),), (f"{choice.seeds} seeds each", *diverged)),
+        Cell((), tuple(f"{key}: {', '.join(map(str, values))}" for key, values in choice.grid.items())),
+        chosen,
+        Cell((DASH if accuracy is None else f"{100 * accuracy:.2f}",)),
+        Cell(choice.at_end or (DASH,), tone="bad" if choice.at_end else ""),
     )
+
+
+def _number(value: float | None) -> Cell:
+    return Cell((DASH if value is None else f"{value:.2f}",))
+
+
+def _apart(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and abs(a - b) > 0.01 * b
 
 
 def _interval(estimate: Estimate, plus: bool = True) -> str:

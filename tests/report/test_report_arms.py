@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qat_vsam.report import Arm, holm, load_results, summarise
+from qat_vsam.report import Arm, holm, load_results, share_kept, summarise
+from qat_vsam.report.arms import accuracy_by_seed
 
 
 def arms_of(folder: Path) -> dict[str, Arm]:
@@ -55,10 +56,81 @@ def test_no_arm_is_compared_with_itself(comparison: Path) -> None:
     assert arms["w4a4-split_sgd"].to_split is None
 
 
-def test_p_values_are_corrected_over_all_arms_with_a_difference_to_sgd(comparison: Path) -> None:
+def test_p_values_are_corrected_within_sams_own_gains_and_within_all_other_arms(comparison: Path) -> None:
     arms = [arm for arm in arms_of(comparison).values() if arm.to_sgd is not None]
-    assert len(arms) == 6
-    assert [arm.p_holm for arm in arms] == pytest.approx(holm([arm.to_sgd.p_value for arm in arms]))
+    families = [[arm for arm in arms if (arm.role == "sam") is own] for own in (True, False)]
+    assert [len(family) for family in families] == [2, 4]
+    for family in families:
+        assert [arm.p_holm for arm in family] == pytest.approx(holm([arm.to_sgd.p_value for arm in family]))
+
+
+def test_a_share_needs_a_gain_of_sam_that_survives_the_correction(make_run: Callable[..., Path]) -> None:
+    # at w4a4 SAM's gain alone has p = 0.03, among two precisions 0.06
+    gains = {"float32": (0.3, -0.2, 0.25, -0.1), "w4a4": (0.6, 0.9, 0.3, 1.5)}
+    for precision, differences in gains.items():
+        for seed, gain in enumerate(differences):
+            for method, points in (("sgd", 0.0), ("split_sgd", -0.1 * seed), ("vsam", gain / 2), ("sam", gain)):
+                accuracy = {"test": 0.95 + points / 100}
+                folder = make_run(precision, method, seed, accuracy=accuracy).parent.parent
+    arms = arms_of(folder)
+    sam = arms["w4a4-sam"]
+    assert sam.to_sgd is not None
+    assert sam.to_sgd.above_zero
+    assert sam.to_sgd.p_value < 0.05 < sam.p_holm
+    for precision in gains:
+        for share in (arms[f"{precision}-vsam"].share, arms[f"{precision}-vsam"].share_over_split):
+            assert share is not None
+            assert (share.value, share.note) == (None, "SAM's gain not established")
+
+
+def test_the_share_over_the_split_control_takes_the_control_in_the_place_of_sgd(comparison: Path) -> None:
+    runs = load_results(comparison).runs
+    by_arm = {arm: accuracy_by_seed(rows) for arm, rows in runs.groupby("arm")}
+    vsam = arms_of(comparison)["w4a4-vsam"]
+    expected = share_kept(by_arm["w4a4-vsam"], by_arm["w4a4-split_sgd"], by_arm["w4a4-sam"])
+    assert vsam.share_over_split == expected
+    assert expected.value is not None
+    assert arms_of(comparison)["float32-vsam"].share_over_split is None
+
+
+def test_variants_of_sgd_and_sam_are_methods_and_never_references(make_run: Callable[..., Path]) -> None:
+    for seed in range(3):
+        for method, optimizer in (("sgd", "sgd"), ("sam", "sam")):
+            for variant in ("a-{}", "{}-ema", "{}"):
+                arm = "w4a4-" + variant.format(method)
+                folder = make_run("w4a4", method, seed, arm=arm, optimizer=optimizer).parent.parent
+    arms = arms_of(folder)
+    assert {name: arm.role for name, arm in arms.items()} == {
+        "w4a4-sgd": "sgd",
+        "w4a4-sam": "sam",
+        "w4a4-a-sgd": "other",
+        "w4a4-sgd-ema": "other",
+        "w4a4-a-sam": "other",
+        "w4a4-sam-ema": "other",
+    }
+
+
+def test_a_role_that_the_comparison_says_goes_before_the_name(make_comparison: Callable[..., Path]) -> None:
+    folder = make_comparison(seeds=3, arms=[("w4a4", method) for method in ("sgd", "split_sgd", "sam")])
+    (folder / "comparison.yaml").write_text("arms: {w4a4-split_sgd: {role: sgd}, w4a4-sgd: {}, w4a4-sam: {}}\n")
+    arms = arms_of(folder)
+    assert {name: arm.role for name, arm in arms.items()} == {
+        "w4a4-split_sgd": "sgd",
+        "w4a4-sgd": "other",
+        "w4a4-sam": "sam",
+    }
+    assert arms["w4a4-split_sgd"].to_sgd is None
+
+
+def test_an_arm_of_twice_the_epochs_costs_twice_the_run(make_run: Callable[..., Path]) -> None:
+    for seed in range(2):
+        make_run("w4a4", "sgd", seed)
+        double = {"steps": 1080, "gradient_evaluations": 1080.0, "train_seconds": 4.2}
+        folder = make_run("w4a4", "sgd", seed, arm="w4a4-sgd-double", cost=double).parent.parent
+    arm = arms_of(folder)["w4a4-sgd-double"]
+    assert (arm.cost, arm.run_cost) == (1.0, 2.0)
+    assert arm.time_ratio == pytest.approx(1.0, rel=0.1)
+    assert arm.run_time == pytest.approx(2.0, rel=0.1)
 
 
 def test_time_comes_from_the_bench_and_else_from_training_and_says_which(

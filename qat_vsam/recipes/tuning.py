@@ -1,0 +1,168 @@
+"""The choice of settings in a comparison: trials, each arm's best by validation accuracy, and the file that keeps it.
+
+A choice is written to `tuned.yaml` as soon as an arm's trials are done and stays as it is when the comparison goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from qat_vsam.config import Comparison, Section, TuneSection, dump_yaml, read_recipe_file
+from qat_vsam.recipes.events import Listener
+from qat_vsam.recipes.pool import Cell
+from qat_vsam.recipes.train import read_result
+from qat_vsam.train import write_atomic
+from qat_vsam.validation import validate
+
+FILE = "tuned.yaml"
+FOLDER = "tune"
+# above every seed of a final run, of which there are at most 1000
+FIRST_SEED = 1000
+
+
+class TriedSetting(Section):
+    """One value of an arm's grid, with its mean validation accuracy over `seeds`."""
+
+    settings: dict[str, Any]
+    validation_accuracy: float
+    diverged: int
+
+
+class ArmChoice(Section):
+    """What was tried for an arm, and what was chosen; or the arm whose choice it shares."""
+
+    grid: dict[str, list[Any]] | None = None
+    trials: list[TriedSetting] | None = None
+    same_as: str | None = None
+    chosen: dict[str, Any]
+
+
+class TunedFile(Section):
+    """The content of `tuned.yaml`; `seeds` are those of the trials."""
+
+    schema_version: Literal[1] = 1
+    seeds: list[int]
+    arms: dict[str, ArmChoice]
+
+
+class Tuning:
+    """The trials of a comparison and the choices that follow from them.
+
+    Args:
+        comparison: with or without a `tune` section.
+        folder: of the comparison; trials go to `folder/tune/ARM/SETTING/seed-K`.
+
+    Raises:
+        ConfigError: `folder/tuned.yaml` is not what was written there.
+    """
+
+    def __init__(self, comparison: Comparison, folder: Path) -> None:
+        self._comparison = comparison
+        self._folder = folder
+        self._tune = tune = comparison.tune
+        self._cells = {} if tune is None else {arm: self._trials_of(arm, tune) for arm in tune.grids}
+        self._written = self._read()
+        self._choices = self._kept()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The trials that are needed, or were made, arm by arm."""
+        every = [cell for cells in self._cells.values() for cell in cells]
+        return [cell for cell in every if cell.arm not in self._choices or cell.finished]
+
+    def settings(self, arm: str) -> dict[str, Any] | None:
+        """What to put over an arm, by dotted key; None while its trials are not done."""
+        source = None if self._tune is None else self._tune.source(arm)
+        if source is None:
+            return {}
+        return self._choices[source].chosen if source in self._choices else None
+
+    def settle(self, listener: Listener) -> None:
+        """Choose for every arm whose trials are done since the last call, and keep the choice."""
+        for arm, cells in self._cells.items():
+            if arm in self._choices or not all(cell.finished for cell in cells):
+                continue
+            trials = self._measured(arm)
+            # of equals max keeps the first
+            best = max(trials, key=lambda trial: trial.validation_accuracy)
+            self._choices[arm] = ArmChoice(grid=self._grids[arm], trials=trials, chosen=best.settings)
+            listener.say(
+                f"{arm}: {setting_name(best.settings)} chosen, {best.validation_accuracy:.2%} of the validation images"
+            )
+        self._write()
+
+    @property
+    def _grids(self) -> dict[str, dict[str, list[Any]]]:
+        return {} if self._tune is None else self._tune.grids
+
+    def _trials_of(self, arm: str, tune: TuneSection) -> list[Cell]:
+        cells = []
+        for settings in tune.settings(arm):
+            name = setting_name(settings)
+            for seed in trial_seeds(tune):
+                recipe = self._comparison.arm(arm, seed, settings)
+                folder = self._folder / FOLDER / arm / name / f"seed-{seed}"
+                cells.append(Cell(arm, seed, recipe, folder, setting=name))
+        return cells
+
+    def _measured(self, arm: str) -> list[TriedSetting]:
+        results: dict[str | None, list[dict[str, Any]]] = {}
+        for cell in self._cells[arm]:
+            results.setdefault(cell.setting, []).append(read_result(cell.folder))
+        settings = [] if self._tune is None else self._tune.settings(arm)
+        return [
+            TriedSetting(
+                settings=tried,
+                validation_accuracy=fmean(float(result["validation_accuracy"]) for result in results[name]),
+                diverged=sum(bool(result["diverged"]) for result in results[name]),
+            )
+            for tried in settings
+            for name in (setting_name(tried),)
+        ]
+
+    def _read(self) -> TunedFile | None:
+        path = self._folder / FILE
+        return validate(TunedFile, read_recipe_file(path), prefix=(str(path),)) if path.exists() else None
+
+    def _kept(self) -> dict[str, ArmChoice]:
+        """The choices of an earlier call that were made among the very values of today."""
+        if self._written is None or self._tune is None or self._written.seeds != trial_seeds(self._tune):
+            return {}
+        kept = self._written.arms
+        return {arm: kept[arm] for arm, grid in self._grids.items() if arm in kept and kept[arm].grid == grid}
+
+    def _write(self) -> None:
+        """Keep the choices; a file of an earlier comparison's choices does not outlive them."""
+        path = self._folder / FILE
+        if self._tune is None:
+            path.unlink(missing_ok=True)
+            return
+        shared = {
+            arm: ArmChoice(same_as=source, chosen=self._choices[source].chosen)
+            for arm, source in self._tune.same_as.items()
+            if source in self._choices
+        }
+        content = TunedFile(seeds=trial_seeds(self._tune), arms=self._choices | shared)
+        if content != self._written:
+            write_atomic(path, dump_yaml(content).encode())
+            self._written = content
+
+
+def trial_seeds(tune: TuneSection) -> list[int]:
+    """The seeds of a trial, none of which a final run has."""
+    return list(range(FIRST_SEED, FIRST_SEED + tune.seeds))
+
+
+def setting_name(settings: Mapping[str, Any]) -> str:
+    """A setting as the name of a folder.
+
+    Example:
+        >>> setting_name({"optimizer.lr": 0.1, "optimizer.weight_decay": 5e-4})
+        'optimizer.lr=0.1,optimizer.weight_decay=0.0005'
+    """
+    text = ",".join(f"{key}={value}" for key, value in settings.items())
+    return re.sub(r"[^A-Za-z0-9._=+,-]+", "-", text)
