@@ -173,20 +173,43 @@ def training_step(
 ) -> tuple[Tensor, list[int]]:
     """One step of the optimizer: the loss at the weights before it, and the rows of each pass it made."""
     passes: list[int] = []
+    wants_row_losses = getattr(getattr(optimizer, "method", None), "needs_row_losses", False)
 
-    def closure(rows: slice = slice(None)) -> Tensor:
-        optimizer.zero_grad()
+    def closure(rows: slice | Tensor = slice(None), backward: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+        if backward:
+            optimizer.zero_grad()
+        targets = y[rows]
         # autocast caches the weights it casts: a context per pass, because the weights move between passes
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp == "bf16"):
-            value = loss(model(x[rows]), y[rows])
-        torch.autograd.backward(value)
-        passes.append(len(range(*rows.indices(len(x)))))
-        return value
+            logits = model(x[rows])
+            value = loss(logits, targets)
+        if backward:
+            torch.autograd.backward(value)
+        # a pass forward only is booked as one over no rows
+        passes.append(len(targets) if backward else 0)
+        return (value, row_losses(loss, logits.detach(), targets)) if wants_row_losses else value
 
     step: Any = optimizer.step
     in_parts = hasattr(optimizer, "gradient_evaluations")
     value: Tensor = step(closure, batch_size=len(x)) if in_parts else step(closure)
     return value.detach(), passes
+
+
+def row_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each row, shape (b,), of a loss that is defined as a mean over rows.
+
+    Args:
+        loss: maps logits of shape (b, classes) and targets of shape (b,) to their mean loss.
+        logits: of shape (b, classes).
+        targets: of shape (b,).
+
+    Example:
+        >>> row_losses(functional.cross_entropy, torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        tensor([0.6931, 0.6931, 0.6931])
+    """
+    of_one_row = torch.vmap(lambda row, target: loss(row.unsqueeze(0), target.unsqueeze(0)))
+    each: Tensor = of_one_row(logits, targets)
+    return each
 
 
 def _check_options(**options: int | None) -> None:
