@@ -28,7 +28,7 @@ class Batches:
     """The batches of a split, epoch by epoch.
 
     Args:
-        split: images (N, C, H, W) and labels (N,). uint8 images are scaled to [0, 1] first.
+        split: images (N, C, H, W) and labels (N,), on any device. uint8 images are scaled to [0, 1] first.
         batch_size: images a batch; the last one may be smaller unless `drop_last`.
         mean: subtracted from each channel; one number counts for all channels.
         std: divides each channel afterwards.
@@ -38,7 +38,7 @@ class Batches:
         shuffle: a new order each epoch.
         seed: of order and augmentation.
         drop_last: leave out what does not fill a batch.
-        device: where batches go; they travel as uint8.
+        device: where batches go; they travel as uint8, or not at all where the split is there already.
         channels_last: memory format of the images.
 
     Raises:
@@ -99,9 +99,9 @@ class Batches:
         Yields:
             Images, float32 (B, C, H, W), and labels, int64 (B,).
         """
-        ids = self.sample_ids(epoch)
+        ids = self.sample_ids(epoch).to(self.split.images.device)
         for step in range(start, len(self)):
-            rows = ids[step * self.batch_size : (step + 1) * self.batch_size].to(self.split.images.device)
+            rows = ids[step * self.batch_size : (step + 1) * self.batch_size]
             images = self.split.images[rows].to(self.device)
             labels = self.split.labels[rows].to(self.device)
             if self.augment is not None:
@@ -167,14 +167,15 @@ def random_crop(images: Tensor, padding: int, *, mirror: bool, generator: torch.
         (torch.Size([4, 1, 8, 8]), True)
     """
     n, c, h, w = images.shape
-    offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
-    columns = torch.arange(w).expand(n, w)
+    device = images.device
+    offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator).to(device)
+    columns = torch.arange(w, device=device).expand(n, w)
     if mirror:
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        mirrored = torch.rand(n, 1, generator=generator).to(device) < 0.5
         columns = torch.where(mirrored, w - 1 - columns, columns)
-    rows = torch.arange(h) + offsets[0]  # (N, H)
+    rows = torch.arange(h, device=device) + offsets[0]  # (N, H)
     columns = columns + offsets[1]  # (N, W)
     padded = F.pad(images, (padding,) * 4)
     pixel = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (N, H, W), position in a flattened channel
-    pixel = pixel.view(n, 1, h * w).expand(n, c, h * w).to(images.device)
+    pixel = pixel.view(n, 1, h * w).expand(n, c, h * w)
     return padded.reshape(n, c, -1).gather(2, pixel).view(n, c, h, w)

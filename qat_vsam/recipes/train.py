@@ -133,9 +133,12 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The model's state as a file that `load_checkpoint` reads."""
+    """The model's state as a file that `load_checkpoint` reads, on the CPU wherever the model is."""
+    state = model.state_dict()
+    for name, value in state.items():
+        state[name] = value.cpu()
     buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
+    torch.save(state, buffer)
     write_atomic(path, buffer.getbuffer())
 
 
@@ -201,7 +204,7 @@ def _train(
         return None
     total_steps = recipe.train.epochs * len(loaders.train)
     optimizer = assemble.build_optimizer(recipe, model, len(loaders.train))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[recipe.device] if recipe.device.startswith("cuda") else []):
         # dropout and the like draw from torch's generator; checkpoints keep its state
         torch.manual_seed(recipe.seed)
         return fit(
@@ -224,11 +227,11 @@ def _train(
 
 
 def _proof_inputs(loaders: assemble.Loaders) -> Tensor:
-    """Test images, and validation images where those are too few."""
+    """Test images, and validation images where those are too few; on the CPU, where artifacts run."""
     parts: list[Tensor] = []
     for batches in (loaders.test, loaders.validation):
         for x, _ in batches:
-            parts.append(x)
+            parts.append(x.cpu())
             if sum(map(len, parts)) >= PROOF_INPUTS:
                 return torch.cat(parts)[:PROOF_INPUTS]
     return torch.cat(parts)
