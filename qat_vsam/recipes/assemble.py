@@ -23,7 +23,6 @@ from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare, set_comp
 
 EVALUATION_BATCH = 500
 MOST_BYTES_ON_DEVICE = 2**31
-MOST_BYTES_ON_DEVICE = 2**31
 WARMUP_EPOCHS = 3  # of plain SAM, as in the published recipe of vSAM
 
 _BASES: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
