@@ -28,6 +28,7 @@ class StepPasses:
         slopes: The gradients at the points, by parameter, if the perturbation remembers them.
         measured_norm: |g| over the tensors that the schedule measures.
         gradient_norm: |g|, if the schedule looks at it.
+        norms: Of each pass, if losses are scaled.
     """
 
     def __init__(self, optimizer: SharpnessAware, closure: Callable[..., Any], batch_size: int | None) -> None:
@@ -39,6 +40,7 @@ class StepPasses:
         self.slopes: Gradients = {}
         self.measured_norm: Tensor | None = None
         self.gradient_norm: float | None = None
+        self.norms: list[Tensor] = []
 
     def plain(self) -> Evaluation:
         """The whole batch at w, on a step that does not pay."""
@@ -65,10 +67,10 @@ class StepPasses:
         with perturbation.points(optimizer.param_groups, optimizer.model) as points:
             offsets = [point.tensor for point in points if point.temporary]
             with nullcontext() if moves_statistics else standing_still(optimizer.model):
-                first = self._evaluate(rows, offsets)
+                first, at_offsets = self._evaluate_with(offsets, rows)
             if optimizer.schedule.norm_tensors is not None:
                 self.measured_norm = optimizer.measured(first.gradients)
-            slopes = {**first.gradients, **take(offsets)} if offsets else first.gradients
+            slopes = {**first.gradients, **at_offsets}
             for offset in offsets:
                 offset.requires_grad_(False)
             if perturbation.direction.remembers == "slopes":
@@ -76,7 +78,7 @@ class StepPasses:
             if self._look_at(first.gradients) and not optimizer.pays_at(self.gradient_norm):
                 return first, None
             displacements = perturbation.displacements(points, slopes, optimizer.state, optimizer.steps)
-            del slopes
+            del slopes, at_offsets
             with (
                 _displaced(displacements),
                 standing_still(optimizer.model),
@@ -103,7 +105,11 @@ class StepPasses:
         self.gradient_norm = float(global_norm(list(gradients.values())))
         return True
 
-    def _evaluate(self, rows: RowsChosen, offsets: Sequence[Tensor] = ()) -> Evaluation:
+    def _evaluate(self, rows: RowsChosen) -> Evaluation:
+        evaluation, _ = self._evaluate_with((), rows)
+        return evaluation
+
+    def _evaluate_with(self, offsets: Sequence[Tensor], rows: RowsChosen) -> tuple[Evaluation, Gradients]:
         for tensor in self.optimizer.parameters():
             tensor.grad = None
         with torch.enable_grad():
@@ -113,16 +119,14 @@ class StepPasses:
         loss, further = result if isinstance(result, tuple) else (result, None)
         if not isinstance(loss, Tensor | float | int):
             raise InputError(explain("closure", f"{loss!r} returned", "the loss", "end the closure with return loss"))
-        self.optimizer.unscale(self.forwards, offsets)
+        gradients, at_offsets = take(self.optimizer.parameters()), take(offsets)
+        if self.optimizer.loss_scale is not None:
+            self.norms.append(self.optimizer.loss_scale.unscale([*gradients.values(), *at_offsets.values()]))
         losses = further.detach() if isinstance(further, Tensor) and further.dim() == 1 else None
         if losses is not None and rows is None:
             self.batch_size = len(losses)
-        return Evaluation(
-            torch.as_tensor(loss).detach(),
-            take(self.optimizer.parameters()),
-            weight=further if losses is None else None,
-            losses=losses,
-        )
+        weight = further if losses is None else None
+        return Evaluation(torch.as_tensor(loss).detach(), gradients, weight, losses), at_offsets
 
     def _losses(self) -> Tensor:
         """The loss of each row at the weights as they stand, by a forward pass alone."""

@@ -12,8 +12,8 @@ four.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
 from qat_vsam.optim.directions import KEY as DIRECTION
 from qat_vsam.optim.gradients import Gradients, global_norm
+from qat_vsam.optim.loss_scale import LossScale
 from qat_vsam.optim.methods import Method, Outcome, Part, Rows
 from qat_vsam.optim.monitor import Monitor
 from qat_vsam.optim.passes import StepPasses
@@ -65,8 +66,9 @@ class SharpnessAware(OptimizerWrapper):
             CPU, where looking costs nothing, 100 elsewhere; saving looks in any case, so a poisoned state
             is never saved.
         grad_scaler: The `torch.amp.GradScaler` that the closure scales its loss with. Gradients are unscaled
-            after each pass, a step with an infinite one in any pass is left out, once, and `update()` stays
-            with the caller.
+            after each pass, and a step with an infinite one in any pass is skipped, whatever `nonfinite` says.
+            `update()` stays with the caller, and so does the scaler's own state_dict. Costs a host
+            synchronisation each step, as it does in plain training.
         max_grad_norm: The gradient that the step is made with is scaled down to this norm if it is larger.
         **base_options: Arguments of the base optimizer (lr, momentum, ...).
 
@@ -91,10 +93,8 @@ class SharpnessAware(OptimizerWrapper):
         "perturbation",
         "monitor",
         "dropout",
-        "grad_scaler",
+        "loss_scale",
         "max_grad_norm",
-        "_gradient_hooks",
-        "_scaled",
         *_COUNTERS,
     )
     # GradScaler.step then hands its scale over instead of stepping on scaled gradients, so that it can be refused.
@@ -132,9 +132,9 @@ class SharpnessAware(OptimizerWrapper):
         self.schedule = schedule or EveryStep()
         self.psf = psf or PSF(gamma=0)
         self.perturbation = build_perturbation(perturbation, perturbed_roles)
-        self.monitor = Monitor("skip" if grad_scaler is not None and nonfinite == "raise" else nonfinite, check_every)
+        self.monitor = Monitor(nonfinite, check_every)
         self.dropout = dropout
-        self.grad_scaler = grad_scaler
+        self.loss_scale = LossScale(grad_scaler) if grad_scaler is not None and grad_scaler.is_enabled() else None
         self.max_grad_norm = max_grad_norm
         self.steps = 0
         self.forwards = 0
@@ -142,9 +142,7 @@ class SharpnessAware(OptimizerWrapper):
         self.skipped = 0
         self.stopped = False
         self.last_share = 0.0
-        self._gradient_hooks: dict[int, Callable[[Optimizer], None]] = {}
-        # One stand-in for each pass: a GradScaler unscales an optimizer once between two updates.
-        self._scaled: list[SimpleNamespace] = []
+        self._gradient_hooks: OrderedDict[int, Callable[[Optimizer], None]] = OrderedDict()
         if self.method.perturbs:
             self.perturbation.check(self.param_groups, model)
         if model is None:
@@ -153,7 +151,8 @@ class SharpnessAware(OptimizerWrapper):
     def register_gradient_hook(self, hook: Callable[[Optimizer], None]) -> RemovableHandle:
         """Have `hook(optimizer)` called before each step, when `.grad` holds the gradients it is made with.
 
-        This is the place to clip, to log or to change them.
+        This is the place to clip, to log or to change them. Clipping by `max_grad_norm` comes before. As with
+        torch's own hooks of optimizers, a copy or a pickle of the optimizer has none.
 
         Returns:
             A handle whose `remove()` takes the hook off.
@@ -216,25 +215,19 @@ class SharpnessAware(OptimizerWrapper):
         rate = max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
         return self.schedule.pays(self.schedule.share, rate, gradient_norm)
 
-    def unscale(self, turn: int, offsets: Sequence[Tensor]) -> None:
-        """Undo the scale of the closure's loss in the gradients that pass number `turn` of a step left."""
-        if self.grad_scaler is None:
-            return
-        while len(self._scaled) < turn:
-            self._scaled.append(SimpleNamespace(param_groups=[]))
-        stand_in = self._scaled[turn - 1]
-        stand_in.param_groups = [*self.param_groups, {"params": list(offsets)}]
-        self.grad_scaler.unscale_(stand_in)  # type: ignore[arg-type]
-
     def statistics(self) -> dict[str, float]:
         """Figures of the last step, as numbers. Beside `state_dict` the only call that waits for the device.
 
-        `gradient_norm` is that of the gradient which the base optimizer got, `psf_norm` |h| of the last
+        `gradient_norm` is that of the gradient of the step before clipping, `psf_norm` |h| of the last
         second gradient (NaN before the first, and where the method has no h), `share` the part of the batch
         that the last step's second gradient was taken on (0: none), `rate` the schedule's present rate of
         payments.
         """
         return {**self.monitor.read_norms(), "share": self.last_share, **self.schedule.statistics()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gradient_hooks = OrderedDict()
 
     def extra_state(self) -> dict[str, Any]:
         """Counters, the last norms, the age of the PSF (h itself is per parameter) and the schedule's state.
@@ -265,9 +258,10 @@ class SharpnessAware(OptimizerWrapper):
         if not outcome.paid and self.method.perturbs:
             gradients = self.psf.added_to(self.state, gradients)
         norm = global_norm(list(gradients.values()))
-        if self.stopped or not self.monitor.accepts(norm, self.steps):
+        accepted = self._accepts(norm, passes)
+        if self.stopped or not accepted:
             self.skipped += 1
-            self.stopped = self.stopped or self.monitor.nonfinite == "stop"
+            self.stopped = self.stopped or (self.loss_scale is None and self.monitor.nonfinite == "stop")
             return
         for parameter in self.parameters():
             parameter.grad = gradients.get(parameter)
@@ -286,6 +280,11 @@ class SharpnessAware(OptimizerWrapper):
             self.psf.grow_older()
         else:
             self.psf.keep(self.state, prepared)
+
+    def _accepts(self, norm: Tensor, passes: StepPasses) -> bool:
+        if self.loss_scale is None:
+            return self.monitor.accepts(norm, self.steps)
+        return self.loss_scale.accepts([*passes.norms, norm])
 
     def _prepare_psf(self, outcome: Outcome, passes: StepPasses) -> Gradients:
         psf = outcome.psf or {}
