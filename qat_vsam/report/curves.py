@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,9 @@ from qat_vsam.report.statistics import CONFIDENCE
 
 # more points than this cannot be told apart at page width, and only make the files larger
 _MOST_POINTS = 150
+# nor can more curves than this in one panel
+MOST_CURVES = 10
+_INTEREST = {"sgd": 0, "sam": 1, "split_sgd": 2, "vsam": 3}
 
 
 def learning_curves(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure | None:
@@ -27,6 +30,7 @@ def learning_curves(results: Results, arms: Sequence[Arm], palette: Palette) -> 
     known = results.epochs[results.epochs["validation_accuracy"].notna()]
     curves = {arm.name: mean_curve(known[known["arm"] == arm.name], "epoch", "validation_accuracy") for arm in arms}
     shown = [arm for arm in arms if not curves[arm.name].empty]
+    shown = _readable(shown, {arm.name: float(curves[arm.name]["mean"].iloc[-1]) for arm in shown})
     if not shown:
         return None
     groups = list(dict.fromkeys(arm.group for arm in shown))
@@ -65,7 +69,7 @@ def spending(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure 
     """One row per precision: gradient evaluations so far on the left, PSF norm on the right."""
     steps = results.steps
     present = set(steps["arm"])
-    shown = [arm for arm in arms if arm.name in present]
+    shown = _readable([arm for arm in arms if arm.name in present], {})
     groups = list(dict.fromkeys(arm.group for arm in shown))
     if not shown:
         return None
@@ -109,6 +113,22 @@ def spending(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure 
             )
             right.set_yticks([])
     return figure
+
+
+def crowded(arms: Sequence[Arm]) -> bool:
+    """Whether some precision has more trained arms than a panel can show curves."""
+    groups = [arm.group for arm in arms if arm.cost is not None]
+    return any(groups.count(group) > MOST_CURVES for group in groups)
+
+
+def _readable(arms: Sequence[Arm], score: Mapping[str, float]) -> list[Arm]:
+    """At most MOST_CURVES arms of each group: the references and vSAMs first, then those of the highest score."""
+    kept: set[str] = set()
+    for group in dict.fromkeys(arm.group for arm in arms):
+        members = [arm for arm in arms if arm.group == group]
+        ranked = sorted(members, key=lambda arm: (_INTEREST.get(arm.role, 4), -score.get(arm.name, 0.0)))
+        kept |= {arm.name for arm in ranked[:MOST_CURVES]}
+    return [arm for arm in arms if arm.name in kept]
 
 
 def mean_curve(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:

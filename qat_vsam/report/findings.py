@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from qat_vsam.report import formats
 from qat_vsam.report.arm import Arm
-from qat_vsam.report.formats import TIMES, interval, share, signed
+from qat_vsam.report.formats import TIMES, interval, p_text, share, signed
+from qat_vsam.report.gains import gain_established
 from qat_vsam.report.names import FLOAT
+from qat_vsam.report.statistics import CONFIDENCE
+
+# beyond so many methods of one precision the tables tell more than a sentence for each
+_MOST_TOLD = 6
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _told(estimate: object) -> bool:
 
 def _headline(group: Sequence[Arm], main: Arm | None, sam: Arm | None) -> str:
     gain = sam.to_sgd if sam else None
-    if gain is not None and gain.low is not None and not gain.above_zero:
+    if sam is not None and gain is not None and gain.low is not None and not gain_established(sam):
         return _gain(group)
     if main is not None and main.share is not None and main.share.value is not None:
         kept = share(main.share.value)
@@ -108,26 +113,43 @@ def _gain(group: Sequence[Arm]) -> str:
         points = signed(sam.to_sgd.value)
         return f"At {where} SAM differs from SGD by {points} points ({interval(gain)})."
     numbers = f"{signed(sam.to_sgd.value)} points {interval(gain)}"
-    if gain.above_zero:
+    if gain_established(sam):
         return f"At {where} SAM gains {numbers} over SGD ({gain.n} seeds), {_price(sam)}."
     if gain.below_zero:
         return f"SAM did harm at {where}: {numbers} against SGD, {_price(sam)}."
+    if gain.above_zero and sam.p_holm is not None:
+        corrected = p_text(sam.p_holm)
+        return f"SAM's gain at {where} is not established: {numbers} over SGD, {corrected} corrected, {_price(sam)}."
     return f"SAM did not pay at {where}: {numbers} over SGD, which cannot be told from zero, {_price(sam)}."
 
 
 def _kept(group: Sequence[Arm]) -> list[str]:
-    sentences = []
-    for arm in group:
-        if arm.role not in ("vsam", "other"):
-            continue
-        parts = []
-        if arm.to_sam is not None and arm.to_sam.value is not None and _told(arm.to_sam):
-            parts.append(f"{signed(arm.to_sam.value)} points {interval(arm.to_sam)} to SAM")
-        if arm.to_split is not None and arm.to_split.value is not None and _told(arm.to_split):
-            parts.append(f"{signed(arm.to_split.value)} {interval(arm.to_split)} to the split control")
-        if parts:
-            sentences.append(f"{arm.label}: {' and '.join(parts)}.")
-    return sentences
+    others = [arm for arm in group if arm.role == "other"]
+    told = [arm for arm in group if arm.role == "vsam"]
+    if len(others) <= _MOST_TOLD:
+        return [_distance(arm) for arm in [*told, *others]]
+    return [*map(_distance, told), _crowd(others)]
+
+
+def _distance(arm: Arm) -> str:
+    parts = []
+    if arm.to_sam is not None and arm.to_sam.value is not None and _told(arm.to_sam):
+        parts.append(f"{signed(arm.to_sam.value)} points {interval(arm.to_sam)} to SAM")
+    if arm.to_split is not None and arm.to_split.value is not None and _told(arm.to_split):
+        parts.append(f"{signed(arm.to_split.value)} {interval(arm.to_split)} to the split control")
+    return f"{arm.label}: {' and '.join(parts)}." if parts else ""
+
+
+def _crowd(arms: Sequence[Arm]) -> str:
+    """One sentence for many methods: which of them differ from SGD after the correction."""
+    certain = [arm for arm in arms if arm.p_holm is not None and arm.p_holm < 1 - CONFIDENCE]
+    above = [arm.method_label for arm in certain if arm.to_sgd is not None and (arm.to_sgd.value or 0) > 0]
+    below = [arm.method_label for arm in certain if arm.method_label not in above]
+    parts = []
+    for side, names in (("above", above), ("below", below)):
+        count = f"{len(names)} stand {side} SGD after the correction ({', '.join(names)})"
+        parts.append(count if names else f"none stands {side} SGD")
+    return f"Of {len(arms)} other methods at {arms[0].group} {' and '.join(parts)}."
 
 
 def _against_float(arm: Arm) -> str:

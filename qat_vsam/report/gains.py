@@ -37,6 +37,15 @@ def with_established_gains(arms: Iterable[Arm]) -> list[Arm]:
     ]
 
 
+def gain_established(sam: Arm) -> bool:
+    """Whether SAM's gain over SGD is above zero by its corrected test.
+
+    Args:
+        sam: the SAM of a precision, from `with_established_gains`.
+    """
+    return _is_gain(sam.to_sgd, sam.p_holm)
+
+
 def _corrected(arms: Iterable[Arm], test: Callable[[Arm], Estimate | None]) -> dict[str, float]:
     tested = {arm.name: estimate.p_value for arm in arms if (estimate := test(arm)) is not None}
     known = {name: p for name, p in tested.items() if p is not None}

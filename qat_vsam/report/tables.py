@@ -12,7 +12,7 @@ from qat_vsam.report.arm import Arm
 from qat_vsam.report.choices import Choice, fairness
 from qat_vsam.report.formats import DASH, TIMES, agreement, duration, interval, p_text, share, signed, size
 from qat_vsam.report.results import Results
-from qat_vsam.report.statistics import NOT_ESTABLISHED, Estimate
+from qat_vsam.report.statistics import CONFIDENCE, NOT_ESTABLISHED, Estimate
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,11 @@ def _difference(estimate: Estimate | None, p_holm: float | None = None) -> Cell:
         return Cell((DASH,))
     if estimate.value is None:
         return Cell((DASH,), (estimate.note,))
-    small = (_interval(estimate),) if p_holm is None else (_interval(estimate), p_text(p_holm))
-    return Cell((signed(estimate.value),), small, _tone(estimate))
+    if p_holm is None:
+        return Cell((signed(estimate.value),), (_interval(estimate),), _tone(estimate))
+    # one of many tests is marked only where it survives their correction
+    tone = _tone(estimate) if p_holm < 1 - CONFIDENCE else ""
+    return Cell((signed(estimate.value),), (_interval(estimate), p_text(p_holm)), tone)
 
 
 def _share(estimate: Estimate | None, difference: Estimate | None) -> Cell:

@@ -134,6 +134,41 @@ def test_where_sam_harms_the_headline_says_so(make_comparison: Callable[..., Pat
     assert "**SAM did harm at W4A4: " in (out / "summary.md").read_text(encoding="utf-8")
 
 
+def test_a_gain_that_the_correction_takes_away_is_not_claimed(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    for precision, gains in (("float32", (0.3, -0.2, 0.25, -0.1)), ("w4a4", (0.6, 0.9, 0.3, 1.5))):
+        for seed, gain in enumerate(gains):
+            for method, points in (("sgd", 0.0), ("vsam", gain), ("sam", gain)):
+                runs = make_run(precision, method, seed, accuracy={"test": 0.95 + points / 100}).parent.parent
+    out = build_report(runs, tmp_path / "out", title="fragile").parent
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert (
+        "**SAM's gain at W4A4 is not established: +0.82 points [+0.01, +1.64] over SGD, p = 0.097 corrected" in summary
+    )
+    assert "+0.82 points [+0.01, +1.64] SAM's gain not established" in summary
+    # the uncorrected interval lies above zero, and is not marked for it
+    assert not re.search(r'class="good"><b>\+0.82', (out / "index.html").read_text(encoding="utf-8"))
+
+
+def test_many_methods_are_told_in_one_sentence_and_drawn_precision_by_precision(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    others = [f"method-{number}" for number in range(14)]
+    for precision in ("float32", "w4a4"):
+        for seed in range(3):
+            for method in ("sgd", "sam"):
+                make_run(precision, method, seed)
+            for number, name in enumerate(others):
+                shift = {"test": 0.95 + 0.001 * number + 0.0001 * seed}
+                runs = make_run(precision, "sgd", seed, arm=f"{precision}-{name}", label=name, accuracy=shift)
+    out = build_report(runs.parent.parent, tmp_path / "out", title="many").parent
+    page = page_of(out)
+    assert page.text.count("Of 14 other methods at ") == 2
+    assert "The intervals stand in the table." in page.text
+    assert "Of each precision 10 arms at most" in page.text
+    svg = (out / "figures" / "accuracy_vs_evaluations.svg").read_text()
+    assert svg.count('<g id="axes_') == 2
+
+
 def test_one_seed_has_no_interval_and_one_run_reports(make_run: Callable[..., Path], tmp_path: Path) -> None:
     out = build_report([make_run("w4a4", "vsam", 0)], tmp_path / "out", title="one run").parent
     page = page_of(out)
