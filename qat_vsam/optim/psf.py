@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qat_vsam.errors import ConfigError, explain
-from qat_vsam.optim.gradients import Gradients, dot, global_norm, total
+from qat_vsam.optim.gradients import Gradients, difference, dot, global_norm, total
 
 State = MutableMapping[Tensor, Any]
 KEY = "psf"
@@ -125,24 +125,21 @@ class OrthogonalPSF(PSF):
         self.alpha = alpha
 
     def prepare(self, psf: Gradients, gradients: Gradients) -> Gradients:
-        # With g_s = g + h at hand, h_v = (1 + k) h - k g_s for k = h . g / |g|^2: no further tensor is needed.
-        cross, square = dot(gradients, psf), dot(psf, psf)
-        along = cross - square
-        slope = dot(gradients, gradients) - 2 * cross + square
-        k = along / (slope + _TINY)
-        shared = [parameter for parameter in psf if parameter in gradients]
-        torch._foreach_mul_(list(psf.values()), 1 + k)
-        torch._foreach_sub_([psf[p] for p in shared], torch._foreach_mul([gradients[p] for p in shared], k))
-        torch._foreach_div_(list(psf.values()), global_norm(list(psf.values())) + _TINY)
-        return psf
+        if not psf:
+            return psf
+        # g itself is gone, but scalar products of g_s and h in its place would cancel where g is small.
+        plain = difference(gradients, psf)
+        slope = dot(plain, psf) / (dot(plain, plain) + _TINY**2)
+        across = difference(psf, _times(plain, slope))
+        torch._foreach_div_(list(across.values()), global_norm(list(across.values())) + _TINY)
+        return across
 
     def added_to(self, state: State, gradients: Gradients) -> Gradients:
         if self.weight() == 0.0 or not gradients:
             return gradients
         scale = self.alpha * global_norm(list(gradients.values()))
         kept = _kept(state, gradients)
-        scaled = torch._foreach_mul([h.to(gradients[p].dtype) for p, h in kept.items()], scale)
-        return total(gradients, dict(zip(kept, scaled, strict=True)))
+        return total(gradients, _times({p: h.to(gradients[p].dtype) for p, h in kept.items()}, scale))
 
 
 def floating_point_type(name: torch.dtype | str | None) -> torch.dtype | None:
@@ -157,6 +154,10 @@ def floating_point_type(name: torch.dtype | str | None) -> torch.dtype | None:
     if not isinstance(found, torch.dtype):
         raise ConfigError(explain("psf_dtype", repr(name), "a floating point type of torch", 'use "bfloat16"'))
     return found
+
+
+def _times(gradients: Gradients, factor: Tensor) -> Gradients:
+    return dict(zip(gradients, torch._foreach_mul(list(gradients.values()), factor), strict=True))
 
 
 def _kept(state: State, gradients: Gradients) -> Gradients:

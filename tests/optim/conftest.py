@@ -1,8 +1,10 @@
-"""A small classification problem, as a network with closures and as a function for the reference twins."""
+"""A small classification problem, as a network with closures and as a function for the twins; all members on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from qat_vsam.optim import FAMILY, SharpnessAware
+
 BATCH = 12
+
+
+class QuantizedLinear(nn.Linear):
+    """A layer with a coarse weight quantizer (grid 1/4, straight-through) and an offset behind it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight_offset: Tensor | None = None
+
+    def weight_step_size(self) -> Tensor:
+        return torch.full((), 0.25, dtype=self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quantized = self.weight + ((self.weight * 4).round() / 4 - self.weight).detach()
+        used = quantized if self.weight_offset is None else quantized + self.weight_offset
+        return F.linear(x, used, self.bias)
 
 
 class Problem:
@@ -37,21 +57,34 @@ class Problem:
     def copies(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.weights]
 
-    def loss(self, rows: slice = slice(None)) -> Tensor:
-        x, y = self.x[self.turn % 8][rows], self.y[self.turn % 8][rows]
-        logits = self.model(x)
+    def row_losses(self, rows: Any = slice(None)) -> Tensor:
+        logits = self.model(self.x[self.turn % 8][rows])
         self.forwards += 1
-        logits.register_hook(self._count_backward)
-        return F.cross_entropy(logits, y)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return F.cross_entropy(logits, self.y[self.turn % 8][rows], reduction="none")
 
-    def closure(self, optimizer: Optimizer) -> Callable[..., Tensor]:
+    def loss(self, rows: Any = slice(None)) -> Tensor:
+        return self.row_losses(rows).mean()
+
+    def closure(self, optimizer: Optimizer) -> Callable[..., Any]:
+        """With the losses of the rows too, where the optimizer's method needs them."""
+
         def closure(rows: slice = slice(None)) -> Tensor:
             optimizer.zero_grad()
             loss = self.loss(rows)
             loss.backward()
             return loss
 
-        return closure
+        def closure_of_rows(rows: Any = slice(None), backward: bool = True) -> tuple[Tensor, Tensor]:
+            optimizer.zero_grad()
+            losses = self.row_losses(rows)
+            if backward:
+                losses.mean().backward()
+            return losses.mean(), losses.detach()
+
+        method = getattr(optimizer, "method", None)
+        return closure_of_rows if getattr(method, "needs_row_losses", False) else closure
 
     def step(self, optimizer: Optimizer, batch_size: int | None = BATCH) -> Tensor:
         """One step on the batch whose turn it is; a plain torch optimizer works too."""
@@ -60,13 +93,39 @@ class Problem:
         self.turn += 1
         return loss
 
-    def gradient(self, w: list[Tensor], rows: slice) -> list[Tensor]:
+    def gradient(self, w: list[Tensor], rows: Any) -> list[Tensor]:
         """For the twins: the gradients at `w`, without touching the network."""
         leaves = [wi.clone().requires_grad_() for wi in w]
+        return list(torch.autograd.grad(self._losses_at(leaves, rows).mean(), leaves))
+
+    def losses_at(self, w: list[Tensor]) -> list[float]:
+        """For ESAM's twin: the losses of the rows at `w`."""
+        with torch.no_grad():
+            return self._losses_at(w, slice(None)).tolist()
+
+    def gradients_behind(self, w: list[Tensor], e: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For SAQ's twin: with Q(w) + e as weights, the gradients at w and at Q(w)."""
+        leaves = [wi.clone().requires_grad_() for wi in w]
+        offsets = [ei.clone().requires_grad_() for ei in e]
+        quantized = {
+            f"{name}.weight": layer for name, layer in self.model.named_modules() if isinstance(layer, QuantizedLinear)
+        }
+        used = []
+        for (name, _), leaf, offset in zip(self.model.named_parameters(), leaves, offsets, strict=True):
+            used.append(leaf if name in quantized else leaf + offset)
+            if name in quantized:
+                quantized[name].weight_offset = offset
+        try:
+            found = torch.autograd.grad(self._losses_at(used, slice(None)).mean(), [*leaves, *offsets])
+        finally:
+            for layer in quantized.values():
+                layer.weight_offset = None
+        return list(found[: len(w)]), list(found[len(w) :])
+
+    def _losses_at(self, w: list[Tensor], rows: Any) -> Tensor:
         names = [name for name, _ in self.model.named_parameters()]
-        x, y = self.x[self.turn % 8][rows], self.y[self.turn % 8][rows]
-        logits = functional_call(self.model, dict(zip(names, leaves, strict=True)), (x,))
-        return list(torch.autograd.grad(F.cross_entropy(logits, y), leaves))
+        logits = functional_call(self.model, dict(zip(names, w, strict=True)), (self.x[self.turn % 8][rows],))
+        return F.cross_entropy(logits, self.y[self.turn % 8][rows], reduction="none")
 
     def _count_backward(self, grad: Tensor) -> None:
         self.passes += len(grad) / BATCH
@@ -74,16 +133,17 @@ class Problem:
 
 @pytest.fixture
 def problem() -> Callable[..., Problem]:
-    """Builds a `Problem`: problem(seed, dtype, batch_norm, dropout)."""
+    """Builds a `Problem`: problem(seed, dtype, batch_norm, dropout, quantized)."""
 
     def build(
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        quantized: bool = False,
     ) -> Problem:
         torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Linear(5, 8)]
+        layers: list[nn.Module] = [QuantizedLinear(5, 8) if quantized else nn.Linear(5, 8)]
         if batch_norm:
             layers.append(nn.BatchNorm1d(8))
         layers.append(nn.Tanh())
@@ -93,3 +153,63 @@ def problem() -> Callable[..., Problem]:
         return Problem(nn.Sequential(*layers), inputs=5, seed=seed, dtype=dtype)
 
     return build
+
+
+@pytest.fixture
+def any_task(problem: Callable[..., Problem]) -> Callable[..., Problem]:
+    """Builds a `Problem` that every member works on: it has a quantized layer and a batch norm."""
+
+    def build(seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:
+        return problem(seed, dtype, batch_norm=True, quantized=True)
+
+    return build
+
+
+BASES: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"lr": 0.05}),
+    "momentum": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.01}),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the family with options: `name` is its name in `FAMILY`."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, task: Problem, base: str = "momentum", **more: Any) -> SharpnessAware:
+        base_class, base_options = BASES[base]
+        options = {**base_options, **self.options, **more}
+        return FAMILY[self.name](task.weights, base_class, model=task.model, **options)
+
+
+# What members cannot be built without. One that is missing here fails in every test.
+NEEDED: dict[str, dict[str, Any]] = {
+    "ae_sam": {"total_steps": 60},
+    "ae_looksam": {"total_steps": 60},
+    "random_count_sam": {"count": 20, "total_steps": 60},
+    "ramp_sam": {"total_steps": 60},
+    "late_sam": {"total_steps": 60, "begin": 0.4},
+}
+MEMBERS: dict[str, Member] = {name: Member(name, NEEDED.get(name, {})) for name in FAMILY} | {
+    "vsam-ascend-part": Member("vsam", {"method": "ascend_part"}),
+    "vsam-interval": Member("vsam", {"method": "interval", "share": 1.0, "gradient_budget": 1.4}),
+    "vsam-learning-rate": Member("vsam", {"spend": "learning_rate"}),
+    "vsam-variance": Member("vsam", {"schedule": "variance", "warmup_steps": 20, "window": 10, "norm_tensors": 3}),
+}
+
+
+@pytest.fixture(params=MEMBERS.values(), ids=MEMBERS)
+def member(request: pytest.FixtureRequest) -> Member:
+    """Every member in turn."""
+    found: Member = request.param
+    return found
+
+
+@pytest.fixture(params=BASES)
+def base(request: pytest.FixtureRequest) -> str:
+    """Every base optimizer in turn, by name."""
+    name: str = request.param
+    return name

@@ -8,7 +8,7 @@ import pytest
 
 import qat_vsam.optim
 
-MODULES = [m.name for m in pkgutil.iter_modules(qat_vsam.optim.__path__, "qat_vsam.optim.")]
+MODULES = [m.name for m in pkgutil.walk_packages(qat_vsam.optim.__path__, "qat_vsam.optim.")]
 
 
 @pytest.mark.parametrize("name", MODULES)
