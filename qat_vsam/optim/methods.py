@@ -227,7 +227,8 @@ class Selected(Method):
             rise = losses_there() - first.losses
             count = min(max(int(self.share * len(rise)), 2), len(rise))
             chosen.append(count / len(rise))
-            return torch.topk(rise, count).indices
+            # Where nothing is displaced all rows tie; topk would leave the choice to the device.
+            return torch.sort(rise, descending=True, stable=True).indices[:count]
 
         first, displaced = passes.ascend(None, most_risen)
         if displaced is None:
