@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from qat_vsam.optim import AELookSAM as AELookSAM
     from qat_vsam.optim import LateSAM as LateSAM
     from qat_vsam.optim import LookSAM as LookSAM
+    from qat_vsam.optim import MicroBatches as MicroBatches
     from qat_vsam.optim import PeriodicSAM as PeriodicSAM
     from qat_vsam.optim import RampSAM as RampSAM
     from qat_vsam.optim import RandomCountSAM as RandomCountSAM
@@ -93,6 +94,7 @@ _PUBLIC = {
     "FSAM": ("optim", "FSAM"),
     "LESAM": ("optim", "LESAM"),
     "MSAM": ("optim", "MSAM"),
+    "MicroBatches": ("optim", "MicroBatches"),
     "S2SAM": ("optim", "S2SAM"),
     "SAMON": ("optim", "SAMON"),
     "SAQ": ("optim", "SAQ"),

@@ -1,5 +1,6 @@
 """Sharpness-aware optimizers. Imports torch and the exceptions only, and can be used without the rest."""
 
+from qat_vsam.optim.accumulation import MicroBatches
 from qat_vsam.optim.budget_schedule import BudgetSchedule
 from qat_vsam.optim.directions import Direction, Friendly, Momentum, PreviousGradient, RandomTensors
 from qat_vsam.optim.family import (
@@ -67,6 +68,7 @@ __all__ = [
     "Lookahead",
     "LossIncrease",
     "Method",
+    "MicroBatches",
     "Momentum",
     "OrthogonalPSF",
     "Part",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -32,18 +32,20 @@ class Rows:
         part: The rows of the part; None for the whole batch.
         rest: The others; None if there are none.
         share: Rows of the part over rows of the batch.
+        separate: Whether the rows are batches of their own, as micro-batches are.
     """
 
     part: slice | None
     rest: slice | None
     share: float
+    separate: bool = field(default=False, repr=False)
 
     @staticmethod
     def cut(batch_size: int | None, share: float, smallest: int = 2) -> Rows:
         """The first floor(share * batch_size) rows against the others.
 
         Both sides hold at least `smallest` rows (one row has no batch statistics); a batch that is too small
-        for that, or of unknown size, is not cut.
+        for that, or of unknown size, is not cut. Where one row is enough, the rows are batches of their own.
 
         Example:
             >>> Rows.cut(9, 0.5)
@@ -52,13 +54,23 @@ class Rows:
             1.0
         """
         if batch_size is None:
-            return Rows(None, None, 1.0)
+            return Rows(None, None, 1.0, smallest == 1)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(explain("batch_size", batch_size, "a number of rows >= 1", "pass len(x)"))
         size = int(share * batch_size)
         if size < smallest or batch_size - size < smallest:
-            return Rows(None, None, 1.0)
-        return Rows(slice(0, size), slice(size, batch_size), size / batch_size)
+            return Rows(None, None, 1.0, smallest == 1)
+        return Rows(slice(0, size), slice(size, batch_size), size / batch_size, smallest == 1)
+
+    @property
+    def part_moves(self) -> bool:
+        """Whether running statistics move with the part: they move once, and the larger part knows them better."""
+        return self.separate or self.rest is None or self.share > 0.5
+
+    @property
+    def rest_moves(self) -> bool:
+        """Whether running statistics move with the rest."""
+        return self.separate or not self.part_moves
 
     def check(self, closure: Any) -> None:
         """Raise InputError if the batch is cut and the closure does not take rows."""
@@ -161,15 +173,13 @@ class Part(Method):
     """The second gradient on part of the batch. Cost 1 + q."""
 
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
-        # Running statistics move once a step, and the larger part knows them better.
-        part_moves = rows.rest is None or rows.share > 0.5
-        part, displaced = passes.ascend(rows.part, rows.part, moves_statistics=part_moves)
+        part, displaced = passes.ascend(rows.part, rows.part, moves_statistics=rows.part_moves)
         psf = difference(displaced.gradients, part.gradients) if displaced else None
         paid = rows.share if displaced else 0.0
         if rows.rest is None:
             return Outcome(part.loss, displaced.gradients if displaced else part.gradients, psf, paid)
         del displaced
-        rest = passes.at_weights(rows.rest, moves_statistics=not part_moves)
+        rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
         share = _weight_share(part, rest, rows)
         mixed = mixture(part.gradients, rest.gradients, share)
         return Outcome(_mixed_loss(part, rest, share), total(mixed, psf) if psf else mixed, psf, paid)
@@ -261,11 +271,10 @@ class Split(Method):
         return 0.0
 
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
-        part_moves = rows.rest is None or rows.share > 0.5
-        part = passes.at_weights(rows.part, moves_statistics=part_moves)
+        part = passes.at_weights(rows.part, moves_statistics=rows.part_moves)
         if rows.rest is None:
             return Outcome(part.loss, part.gradients)
-        rest = passes.at_weights(rows.rest, moves_statistics=not part_moves)
+        rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
         share = _weight_share(part, rest, rows)
         return Outcome(_mixed_loss(part, rest, share), mixture(part.gradients, rest.gradients, share))
 
