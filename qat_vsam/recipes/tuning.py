@@ -113,16 +113,13 @@ class Tuning:
         results: dict[str | None, list[dict[str, Any]]] = {}
         for cell in self._cells[arm]:
             results.setdefault(cell.setting, []).append(read_result(cell.folder))
-        settings = [] if self._tune is None else self._tune.settings(arm)
-        return [
-            TriedSetting(
-                settings=tried,
-                validation_accuracy=fmean(float(result["validation_accuracy"]) for result in results[name]),
-                diverged=sum(bool(result["diverged"]) for result in results[name]),
-            )
-            for tried in settings
-            for name in (setting_name(tried),)
-        ]
+        trials = []
+        for settings in [] if self._tune is None else self._tune.settings(arm):
+            own = results[setting_name(settings)]
+            mean = fmean(float(result["validation_accuracy"]) for result in own)
+            diverged = sum(bool(result["diverged"]) for result in own)
+            trials.append(TriedSetting(settings=settings, validation_accuracy=mean, diverged=diverged))
+        return trials
 
     def _read(self) -> TunedFile | None:
         path = self._folder / FILE
