@@ -71,8 +71,6 @@ class StepPasses:
             if optimizer.schedule.norm_tensors is not None:
                 self.measured_norm = optimizer.measured(first.gradients)
             slopes = {**first.gradients, **at_offsets}
-            for offset in offsets:
-                offset.requires_grad_(False)
             if perturbation.direction.remembers == "slopes":
                 self.slopes = {p.parameter: slopes[p.tensor] for p in points if p.tensor in slopes}
             if self._look_at(first.gradients) and not optimizer.pays_at(self.gradient_norm):

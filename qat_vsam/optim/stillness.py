@@ -12,38 +12,48 @@ from torch.nn.modules.batchnorm import _NormBase
 
 @contextmanager
 def standing_still(model: nn.Module | None) -> Iterator[None]:
-    """Within the context a forward pass changes no state of `model`.
+    """Within the context a forward pass changes no state of `model` that lasts.
 
-    - Batch and instance norms in train mode get `track_running_stats=False`: they still normalise by the
-      batch, but leave mean, variance and counter alone. (Momentum 0 would still count the batch, and would
-      let an infinite activation poison the running mean.)
-    - Modules with a Python attribute `updates_state` get it set to False.
+    - Batch and instance norms in train mode get their running statistics and counters back on leaving, by
+      copy, whatever the pass did to them. (Momentum 0 would still count the batch, and would let an infinite
+      activation poison the running mean. Any switch in the module would make `torch.compile` build the network
+      once more.)
+    - Modules with a Python attribute `updates_state` have it False within the context.
 
-    Both are set back on leaving, also when the forward pass raises. Without a model nothing is done.
+    Both also when the forward pass raises. Without a model nothing is done.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
         >>> with standing_still(norm):
         ...     _ = norm(torch.randn(4, 2))
-        >>> int(norm.num_batches_tracked)
-        0
+        >>> int(norm.num_batches_tracked), norm.running_mean
+        (0, tensor([0., 0.]))
     """
-    norms: list[_NormBase] = []
-    switched: list[nn.Module] = []
+    modules = list(model.modules()) if model is not None else []
+    statistics = [
+        buffer
+        for module in modules
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats
+        for buffer in module.buffers(recurse=False)
+    ]
+    switched = [module for module in modules if getattr(module, "updates_state", False) is True]
+    kept = [torch.empty_like(buffer) for buffer in statistics]
+    with torch.no_grad():
+        _copy(kept, statistics)
     try:
-        for module in model.modules() if model is not None else ():
-            if isinstance(module, _NormBase) and module.training and module.track_running_stats:
-                norms.append(module)
-                module.track_running_stats = False
-            if getattr(module, "updates_state", False) is True:
-                switched.append(module)
-                module.updates_state = False  # type: ignore[assignment]
+        for module in switched:
+            module.updates_state = False  # type: ignore[assignment]
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
         for module in switched:
             module.updates_state = True  # type: ignore[assignment]
+        with torch.no_grad():
+            _copy(statistics, kept)
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 class RandomState:
