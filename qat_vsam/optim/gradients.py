@@ -16,6 +16,7 @@ from torch import Tensor
 from qat_vsam.errors import InputError, explain
 
 Gradients: TypeAlias = dict[Tensor, Tensor]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def take(tensors: Iterable[Tensor]) -> Gradients:
@@ -56,8 +57,12 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
-    norms = [_widened(norm) for norm in torch._foreach_norm(list(tensors))]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    half = [tensor for tensor in tensors if tensor.dtype in _HALF]
+    full = [tensor for tensor in tensors if tensor.dtype not in _HALF]
+    norms = list(torch._foreach_norm(full)) if full else []
+    if half:
+        norms += torch._foreach_norm(half, 2, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(tensors[0].device) for norm in norms]))
     return norm
 
 
@@ -72,8 +77,9 @@ def dot(first: Gradients, second: Gradients) -> Tensor:
     shared = [tensor for tensor in first if tensor in second]
     if not shared:
         return torch.zeros(())
-    sums = [product.sum() for product in torch._foreach_mul([first[t] for t in shared], [second[t] for t in shared])]
-    return torch.stack([_widened(value).to(sums[0].device) for value in sums]).sum()
+    products = torch._foreach_mul([first[t] for t in shared], [second[t] for t in shared])
+    sums = [p.sum(dtype=torch.float32 if p.dtype in _HALF else None) for p in products]
+    return torch.stack([value.to(sums[0].device) for value in sums]).sum()
 
 
 def difference(minuend: Gradients, subtrahend: Gradients) -> Gradients:
@@ -107,10 +113,6 @@ def total(first: Gradients, second: Gradients, alpha: float = 1.0) -> Gradients:
     if keys:
         torch._foreach_add_(left, right, alpha=alpha)
     return dict(zip(keys, left, strict=True))
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _aligned(first: Gradients, second: Gradients) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

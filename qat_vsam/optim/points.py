@@ -91,7 +91,7 @@ class BehindQuantizer(Place):
 
     Acts on every layer of `model` that has an attribute `weight_offset` and a perturbed parameter `weight`:
     the offset, a tensor of zeros in the first pass, receives the gradient at the quantized weight and then
-    becomes the displacement. Needs one tensor of the size of the quantized weights more during a step.
+    becomes the displacement. Needs two tensors of the size of the quantized weights more during a step.
     """
 
     def check(self, radii: Radii, model: nn.Module | None) -> None:

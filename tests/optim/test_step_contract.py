@@ -454,8 +454,60 @@ def test_gradients_of_one_call_are_not_written_into_by_the_next(problem):
 
 def test_a_step_without_closure_says_what_to_do(problem):
     optimizer = build(problem(), "sam")
-    with pytest.raises(InputError, match=r"step\(\): got no closure; .*pass step\(closure\)"):
+    with pytest.raises(InputError, match=r"step\(\): got no closure; .*pass step\(closure\)") as told:
         optimizer.step()
+    for trainer in ("Lightning", "accelerate", "accelerator.backward", "Hugging Face Trainer", "training_step"):
+        assert trainer in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_statistics_of_batch_norm_survive_a_second_pass_that_overflows(problem):
+    task = problem(batch_norm=True)
+    optimizer = build(task, "sam", nonfinite="skip")
+    passes = 0
+
+    def closure():
+        nonlocal passes
+        passes += 1
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(task.model(task.x[0] * (math.inf if passes == 2 else 1.0)), task.y[0])
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert (passes, optimizer.skipped, int(task.model[1].num_batches_tracked)) == (2, 1, 1)
+    assert torch.isfinite(task.model[1].running_mean).all()
+    assert torch.isfinite(task.model[1].running_var).all()
+
+
+def test_every_member_trains_under_bf16_autocast_with_weights_and_norms_in_float32(any_task, member):
+    task = any_task(dtype=torch.float32)
+    optimizer = member.build(task)
+    inner, losses = task.closure(optimizer), []
+
+    def closure(*args, **options):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return inner(*args, **options)
+
+    for _ in range(24):
+        losses.append(float(optimizer.step(closure, batch_size=BATCH)))
+        task.turn += 1
+    assert sum(losses[16:]) < sum(losses[:8])
+    assert {w.dtype for w in task.weights} == {torch.float32}
+
+
+def test_every_member_trains_bf16_parameters_with_norms_in_float32(any_task, member):
+    task = any_task(dtype=torch.bfloat16)
+    optimizer = member.build(task)
+    norms, losses = [], []
+    optimizer.register_gradient_hook(
+        lambda o: norms.append(math.sqrt(sum(float(w.grad.double().square().sum()) for w in task.weights)))
+    )
+    for _ in range(24):
+        losses.append(float(task.step(optimizer)))
+        assert optimizer.statistics()["gradient_norm"] == pytest.approx(norms[-1], rel=1e-5)
+    assert sum(losses[16:]) < sum(losses[:8])
+    assert {w.dtype for w in task.weights} == {torch.bfloat16}
 
 
 def test_wrong_arguments_are_refused_by_name(problem):
