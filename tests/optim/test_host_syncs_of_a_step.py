@@ -125,6 +125,7 @@ def test_micro_batches_read_nothing_either(problem):
 
 
 @GPU
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("base", ["momentum", "adamw"])
 def test_no_step_synchronises_on_a_gpu(any_task, member, base):
     if member.name in READERS:
