@@ -34,36 +34,52 @@ Groups = Sequence[Mapping[str, Any]]
 class FixedRadius:
     """r = rho of the parameter's group."""
 
-    def __call__(self, rho: float, norm: Tensor, step: int) -> float | Tensor:
-        """r, given |T d|."""
+    def __call__(self, rho: float, norm: Tensor, points: Sequence[Point], step: int) -> float | Tensor:
+        """r, given rho of the group, |T d| and the points that move."""
         return rho
 
 
 class LossIncrease(FixedRadius):
-    r"""r = min(sigma / |T g|, rho): to first order the loss rises by sigma, wherever the gradient is.
+    r"""r = min(sigma / |T g|, kappa |w|, rho): to first order the loss rises by sigma, wherever the gradient is.
+
+    The second bound keeps w + e near w where the gradient vanishes. Like the first, it means the same in any net
+    that batch norm makes indifferent to the scale of its weights.
 
     Args:
-        sigma: The rise of the loss; `rho` of the group is the largest radius.
+        sigma: The rise of the loss.
+        largest: kappa, the largest radius in units of |w| over the points that move; None for no such bound.
         total_steps: Length of the run; then sigma falls to zero, by a half cosine, over its last part.
         tail: That part.
 
     Raises:
-        ConfigError: sigma is not positive, or tail outside [0, 1].
+        ConfigError: sigma or kappa is not positive, or tail outside [0, 1].
 
-    Reference: arXiv 2605.10183.
+    Reference: arXiv 2605.10183, whose only bound is rho.
     """
 
-    def __init__(self, sigma: float = 0.1, total_steps: int | None = None, tail: float = 0.2) -> None:
+    def __init__(
+        self,
+        sigma: float = 0.1,
+        largest: float | None = None,
+        total_steps: int | None = None,
+        tail: float = 0.2,
+    ) -> None:
         if not sigma > 0:
             raise ConfigError(explain("sigma", sigma, "a rise of the loss > 0", "use 0.1"))
+        if largest is not None and not largest > 0:
+            raise ConfigError(explain("largest", largest, "a share of the weights' norm > 0", "use 0.1"))
         if not 0 <= tail <= 1:
             raise ConfigError(explain("tail", tail, "a part of the run in [0, 1]", "use 0.2"))
         self.sigma = sigma
+        self.largest = largest
         self.total_steps = total_steps
         self.tail = tail
 
-    def __call__(self, rho: float, norm: Tensor, step: int) -> Tensor:
-        return torch.clamp(self._rise(step) / (norm + EPSILON), max=rho)
+    def __call__(self, rho: float, norm: Tensor, points: Sequence[Point], step: int) -> Tensor:
+        radius = torch.clamp(self._rise(step) / (norm + EPSILON), max=rho)
+        if self.largest is None:
+            return radius
+        return torch.minimum(radius, self.largest * global_norm([point.parameter for point in points]))
 
     def _rise(self, step: int) -> float:
         if self.total_steps is None or not self.tail:
@@ -159,7 +175,7 @@ class Perturbation:
                 kinds.setdefault((point.rho, weight, point.tensor.device), []).append(i)
         displaced: dict[Point, Tensor] = {}
         for (rho, weight, device), same in kinds.items():
-            factor = (weight * self.radius(rho, norm, step) / (norm + EPSILON)).to(device)
+            factor = (weight * self.radius(rho, norm, moving, step) / (norm + EPSILON)).to(device)
             steps = torch._foreach_mul([scaled[i] for i in same], factor)
             displaced.update(zip((moving[i] for i in same), steps, strict=True))
         return displaced

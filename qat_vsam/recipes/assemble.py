@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
-from qat_vsam.config import OptimizerSection, Recipe
+from qat_vsam.config import DataSection, OptimizerSection, Recipe
 from qat_vsam.data import Batches, Dataset, Split, load_dataset
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
@@ -68,8 +69,17 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
 
 
 def dataset(recipe: Recipe, root: Path | None) -> Dataset:
-    """Load and split the data. The split does not depend on the run's seed."""
-    section = recipe.data
+    """Load and split the data. The split does not depend on the run's seed.
+
+    A process that asks again for the same data gets the same object: the runs of a comparison decode it once. It is
+    not to be changed.
+    """
+    return _dataset(recipe.data.model_dump_json(), root)
+
+
+@lru_cache(maxsize=1)
+def _dataset(section_json: str, root: Path | None) -> Dataset:
+    section = DataSection.model_validate_json(section_json)
     return load_dataset(
         section.name,
         root,

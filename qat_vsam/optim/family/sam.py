@@ -191,7 +191,7 @@ class SAMON(SharpnessAware):
 class LESAM(SharpnessAware):
     r"""Loss-equated SAM: the radius is set by how far the loss shall rise.
 
-        r   = min(sigma / |g|, rho)
+        r   = min(sigma / |g|, rho)            with `largest` also at most largest |w|
         g_s = gradient at w + r g / |g|
         base optimizer steps from w with g_s
 
@@ -201,6 +201,7 @@ class LESAM(SharpnessAware):
         params, base_optimizer, **options: As for `SAM`.
         sigma: Rise of the loss, to first order.
         rho: Largest radius.
+        largest: Largest radius in units of |w|; None, as published, for no such bound.
         total_steps, tail: See above.
         perturbed_roles: Roles that are perturbed where groups have roles.
 
@@ -232,12 +233,13 @@ class LESAM(SharpnessAware):
         *,
         sigma: float = 0.1,
         rho: float = 0.5,
+        largest: float | None = None,
         total_steps: int | None = None,
         tail: float = 0.2,
         perturbed_roles: Sequence[str] = ("weight",),
         **options: Any,
     ) -> None:
-        perturbation = Perturbation(radius=LossIncrease(sigma, total_steps, tail), roles=perturbed_roles)
+        perturbation = Perturbation(radius=LossIncrease(sigma, largest, total_steps, tail), roles=perturbed_roles)
         super().__init__(params, base_optimizer, perturbation=perturbation, rho=rho, **options)
 
 
