@@ -13,7 +13,11 @@ from qat_vsam.optim import SAM, VSAM, MicroBatches
 BATCH = 12
 EVEN = (3, 3, 3, 3)
 UNEVEN = (5, 2, 1, 4)
-OF_A_PART = [{"gradient_budget": 1.5}, {"share": 0.75, "gradient_budget": 1.75}, {"share": 0.25}]
+OF_A_PART = [
+    {"share": 0.5, "gradient_budget": 1.5},
+    {"share": 0.75, "gradient_budget": 1.75},
+    {"share": 0.25, "gradient_budget": 1.25},
+]
 
 
 def cut(task, sizes):
@@ -68,7 +72,9 @@ def test_a_part_of_whole_micro_batches_is_the_part_of_the_batch(problem, options
 def test_parts_of_unequal_micro_batches_count_by_their_rows(problem):
     """At radius zero a step that is made in parts is the base optimizer's on the whole batch."""
     ours, plain = problem(), problem()
-    optimizer = VSAM(ours.weights, torch.optim.SGD, model=ours.model, lr=0.05, gradient_budget=1.5, rho=1e-300)
+    optimizer = VSAM(
+        ours.weights, torch.optim.SGD, model=ours.model, lr=0.05, share=0.5, gradient_budget=1.5, rho=1e-300
+    )
     reference = torch.optim.SGD(plain.weights, lr=0.05)
     for _ in range(10):
         torch.testing.assert_close(accumulated_step(ours, optimizer, UNEVEN), plain.step(reference).detach())
@@ -163,7 +169,7 @@ def test_a_scaler_and_clipping_go_with_micro_batches(problem):
 
 def test_all_micro_batches_of_a_pass_but_the_last_are_not_synchronised(problem):
     task = problem()
-    optimizer = VSAM(task.weights, torch.optim.SGD, model=task.model, lr=0.1, gradient_budget=1.5)
+    optimizer = VSAM(task.weights, torch.optim.SGD, model=task.model, lr=0.1, share=0.5, gradient_budget=1.5)
     inside, seen = [False], []
 
     @contextmanager
