@@ -13,9 +13,9 @@ from qat_vsam.optim import SAM, VSAM, SplitSGD
 BATCH = 12
 MEMBERS = {
     "sam": (SAM, {}),
-    "part": (VSAM, {}),
+    "part": (VSAM, {"gradient_budget": 1.25}),
     "large-part": (VSAM, {"share": 0.75, "gradient_budget": 1.5}),
-    "ascend-part": (VSAM, {"method": "ascend_part"}),
+    "ascend-part": (VSAM, {"method": "ascend_part", "gradient_budget": 1.25}),
     "interval": (VSAM, {"method": "interval"}),
     "variance": (VSAM, {"schedule": "variance", "warmup_steps": 5}),
     "split": (SplitSGD, {}),
@@ -28,7 +28,7 @@ AT_EACH_STEP = pytest.mark.parametrize(
         (SAM, {}),
         (VSAM, {"gradient_budget": 1.5}),
         (VSAM, {"share": 0.75, "gradient_budget": 1.75}),
-        (VSAM, {"method": "ascend_part"}),
+        (VSAM, {"method": "ascend_part", "gradient_budget": 1.25}),
     ],
     ids=["sam", "part", "large-part", "ascend-part"],
 )
