@@ -26,6 +26,12 @@ State = MutableMapping[Tensor, Any]
 KEY = "direction"
 
 
+def forget(state: State) -> None:
+    """Drop what is remembered, such as the zeros that make room for a checkpoint to be loaded into."""
+    for per_parameter in state.values():
+        per_parameter.pop(KEY, None)
+
+
 class Direction:
     """d = g, the gradient at w. Base of the others.
 

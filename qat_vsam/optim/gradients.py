@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.optim.distributed import is_sharded, whole
 
 Gradients: TypeAlias = dict[Tensor, Tensor]
 _HALF = (torch.float16, torch.bfloat16)
@@ -39,11 +40,9 @@ def take(tensors: Iterable[Tensor]) -> Gradients:
                     "build the embedding with sparse=False",
                 )
             )
-        gradient = gradient.detach()
-        # Distributed wrappers hand out slices of a bucket, which they fill again in the next backward pass.
-        if gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size():
-            gradient = gradient.clone()
-        gradients[tensor] = gradient
+        # DistributedDataParallel may hand out views of a bucket, which it fills again in the next backward pass.
+        borrowed = gradient._is_view() and not is_sharded(gradient)
+        gradients[tensor] = gradient.detach().clone() if borrowed else gradient.detach()
         tensor.grad = None
     return gradients
 
@@ -63,7 +62,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     if half:
         norms += torch._foreach_norm(half, 2, dtype=torch.float32)
     norm: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(tensors[0].device) for norm in norms]))
-    return norm
+    return whole(norm)
 
 
 def dot(first: Gradients, second: Gradients) -> Tensor:
@@ -79,7 +78,7 @@ def dot(first: Gradients, second: Gradients) -> Tensor:
         return torch.zeros(())
     products = torch._foreach_mul([first[t] for t in shared], [second[t] for t in shared])
     sums = [p.sum(dtype=torch.float32 if p.dtype in _HALF else None) for p in products]
-    return torch.stack([value.to(sums[0].device) for value in sums]).sum()
+    return whole(torch.stack([value.to(sums[0].device) for value in sums]).sum())
 
 
 def difference(minuend: Gradients, subtrahend: Gradients) -> Gradients:

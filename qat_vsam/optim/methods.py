@@ -31,7 +31,7 @@ class Rows:
     Args:
         part: The rows of the part; None for the whole batch.
         rest: The others; None if there are none.
-        share: Rows of the part over rows of the batch.
+        share: Rows of the part over rows of the batch, by which decisions are made.
         separate: Whether the rows are batches of their own, as micro-batches are.
     """
 
@@ -41,11 +41,13 @@ class Rows:
     separate: bool = field(default=False, repr=False)
 
     @staticmethod
-    def cut(batch_size: int | None, share: float, smallest: int = 2) -> Rows:
+    def cut(batch_size: int | None, share: float, smallest: int = 2, several: bool = False) -> Rows:
         """The first floor(share * batch_size) rows against the others.
 
         Both sides hold at least `smallest` rows (one row has no batch statistics); a batch that is too small
         for that, or of unknown size, is not cut. Where one row is enough, the rows are batches of their own.
+        Where `several` ranks must take the same passes whatever the size of their batches, `share` stays as
+        asked for, and a batch that is too small is used whole for both.
 
         Example:
             >>> Rows.cut(9, 0.5)
@@ -58,9 +60,17 @@ class Rows:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(explain("batch_size", batch_size, "a number of rows >= 1", "pass len(x)"))
         size = int(share * batch_size)
+        part, rest = slice(0, size), slice(size, batch_size)
         if size < smallest or batch_size - size < smallest:
-            return Rows(None, None, 1.0, smallest == 1)
-        return Rows(slice(0, size), slice(size, batch_size), size / batch_size, smallest == 1)
+            if not several or share == 1:
+                return Rows(None, None, 1.0, smallest == 1)
+            part = rest = slice(0, batch_size)
+        return Rows(part, rest, share if several else size / batch_size, smallest == 1)
+
+    @property
+    def rows_share(self) -> float:
+        """Rows of the part over rows of the batch, as they are."""
+        return 1.0 if self.part is None or self.rest is None else self.part.stop / self.rest.stop
 
     @property
     def part_moves(self) -> bool:
@@ -98,12 +108,14 @@ class Evaluation:
         gradients: What it left in `.grad`.
         weight: The weight of its rows, if the closure gave one.
         losses: The loss of each row, if the closure gave them.
+        own: Whether the gradients are this rank's alone, good for nothing but e.
     """
 
     loss: Tensor
     gradients: Gradients
     weight: float | Tensor | None = None
     losses: Tensor | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,9 @@ class Passes(Protocol):
     def look_ahead(self) -> Evaluation:
         """On the whole batch at w + e, where e lies along what is remembered from earlier steps."""
 
+    def agreed(self, share: float | Tensor) -> float | Tensor:
+        """The mean of a share over the ranks."""
+
 
 class Method(ABC):
     """Base of the methods.
@@ -154,11 +169,13 @@ class Method(ABC):
         perturbs: Whether weights are displaced at all.
         cuts: Whether the batch is cut into part and rest.
         needs_row_losses: Whether the closure must return the losses of the rows too.
+        uses_first: Whether the gradient at w enters the step itself, or h.
     """
 
     perturbs = True
     cuts = True
     needs_row_losses = False
+    uses_first = False
 
     def cost_of_payment(self, share: float) -> float:
         """What a step that pays costs beyond one gradient, given the schedule's share of the batch."""
@@ -172,15 +189,17 @@ class Method(ABC):
 class Part(Method):
     """The second gradient on part of the batch. Cost 1 + q."""
 
+    uses_first = True
+
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
         part, displaced = passes.ascend(rows.part, rows.part, moves_statistics=rows.part_moves)
-        psf = difference(displaced.gradients, part.gradients) if displaced else None
+        psf = difference(displaced.gradients, part.gradients) if displaced and not part.own else None
         paid = rows.share if displaced else 0.0
         if rows.rest is None:
             return Outcome(part.loss, displaced.gradients if displaced else part.gradients, psf, paid)
         del displaced
         rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
-        share = _weight_share(part, rest, rows)
+        share = passes.agreed(_weight_share(part, rest, rows))
         mixed = mixture(part.gradients, rest.gradients, share)
         return Outcome(_mixed_loss(part, rest, share), total(mixed, psf) if psf else mixed, psf, paid)
 
@@ -275,13 +294,13 @@ class Split(Method):
         if rows.rest is None:
             return Outcome(part.loss, part.gradients)
         rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
-        share = _weight_share(part, rest, rows)
+        share = passes.agreed(_weight_share(part, rest, rows))
         return Outcome(_mixed_loss(part, rest, share), mixture(part.gradients, rest.gradients, share))
 
 
 def _weight_share(part: Evaluation, rest: Evaluation, rows: Rows) -> float | Tensor:
     if part.weight is None or rest.weight is None:
-        return rows.share
+        return rows.rows_share
     return part.weight / (part.weight + rest.weight)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.optim.distributed import copy_into
 from qat_vsam.optim.gradients import Gradients, global_norm, take
 from qat_vsam.optim.methods import ChooseRows, Evaluation, RowsChosen
 from qat_vsam.optim.points import Point
@@ -66,17 +68,23 @@ class StepPasses:
         random = RandomState(optimizer.parameters()) if keep else None
         with perturbation.points(optimizer.param_groups, optimizer.model) as points:
             offsets = [point.tensor for point in points if point.temporary]
-            with nullcontext() if moves_statistics else standing_still(optimizer.model):
+            with (
+                nullcontext() if moves_statistics else standing_still(optimizer.model),
+                optimizer.ranks.unsynchronised(),
+            ):
                 first, at_offsets = self._evaluate_with(offsets, rows)
+            own = {**first.gradients, **at_offsets}
+            if optimizer.ranks.apart:
+                first, at_offsets = self._averaged(first, at_offsets, cut=rows is not None)
+            slopes = {**first.gradients, **at_offsets}
             if optimizer.schedule.norm_tensors is not None:
                 self.measured_norm = optimizer.measured(first.gradients)
-            slopes = {**first.gradients, **at_offsets}
             if perturbation.direction.remembers == "slopes":
                 self.slopes = {p.parameter: slopes[p.tensor] for p in points if p.tensor in slopes}
             if self._look_at(first.gradients) and not optimizer.pays_at(self.gradient_norm):
                 return first, None
-            displacements = perturbation.displacements(points, slopes, optimizer.state, optimizer.steps)
-            del slopes, at_offsets
+            displacements = perturbation.displacements(points, own, optimizer.state, optimizer.steps)
+            del own, slopes, at_offsets
             with (
                 _displaced(displacements),
                 standing_still(optimizer.model),
@@ -96,6 +104,27 @@ class StepPasses:
             displacements = perturbation.displacements(points, {}, optimizer.state, optimizer.steps)
             with _displaced(displacements):
                 return self._evaluate(None)
+
+    def agreed(self, share: float | Tensor) -> float | Tensor:
+        """The mean of a share over the ranks: what is mixed by it is a mean over the ranks too."""
+        return self.optimizer.ranks.mean(share, next(self.optimizer.parameters()))
+
+    def _averaged(self, first: Evaluation, at_offsets: Gradients, cut: bool) -> tuple[Evaluation, Gradients]:
+        """What a rank's own pass gave, averaged over the ranks where more than e depends on it."""
+        optimizer = self.optimizer
+        schedule, remembers = optimizer.schedule, optimizer.perturbation.direction.remembers == "slopes"
+        used = optimizer.method.uses_first and (cut or optimizer.psf.gamma > 0)
+        if not (used or remembers or schedule.looks_at_gradient or schedule.norm_tensors is not None):
+            return replace(first, own=True), at_offsets
+        # A copy, for e still lies along the rank's own; zero where a rank has none, for all must send alike.
+        gradients = {
+            p: first.gradients[p].clone() if p in first.gradients else torch.zeros_like(p)
+            for p in optimizer.parameters()
+            if p.requires_grad
+        }
+        there = {offset: slope.clone() for offset, slope in at_offsets.items()} if remembers else {}
+        optimizer.ranks.average([*gradients.values(), *there.values()])
+        return replace(first, gradients=gradients), there
 
     def _look_at(self, gradients: Gradients) -> bool:
         if not self.optimizer.schedule.looks_at_gradient:
@@ -117,7 +146,13 @@ class StepPasses:
         loss, further = result if isinstance(result, tuple) else (result, None)
         if not isinstance(loss, Tensor | float | int):
             raise InputError(explain("closure", f"{loss!r} returned", "the loss", "end the closure with return loss"))
+        for offset in offsets if self.optimizer.ranks.several else ():
+            # All ranks must send alike, also where one has not reached a layer.
+            offset.grad = torch.zeros_like(offset) if offset.grad is None else offset.grad
         gradients, at_offsets = take(self.optimizer.parameters()), take(offsets)
+        if not self.optimizer.ranks.apart:
+            # Offsets are no parameters: the wrapper does not know of them.
+            self.optimizer.ranks.average(list(at_offsets.values()))
         if self.optimizer.loss_scale is not None:
             self.norms.append(self.optimizer.loss_scale.unscale([*gradients.values(), *at_offsets.values()]))
         losses = further.detach() if isinstance(further, Tensor) and further.dim() == 1 else None
@@ -147,13 +182,11 @@ def _displaced(displacements: dict[Point, Tensor]) -> Iterator[None]:
     tensors = [point.tensor for point in displacements]
     lasting = [point.tensor for point in displacements if not point.temporary]
     kept = [torch.empty_like(tensor) for tensor in lasting]
-    if kept:
-        torch._foreach_copy_(kept, lasting)
+    copy_into(kept, lasting)
     try:
         torch._foreach_add_(tensors, list(displacements.values()))
         # e is as large as the weights; the second pass needs that memory.
         displacements.clear()
         yield
     finally:
-        if kept:
-            torch._foreach_copy_(lasting, kept)
+        copy_into(lasting, kept)

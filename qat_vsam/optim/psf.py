@@ -9,7 +9,7 @@ in for a new one. Reference: arXiv 2403.08821.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import torch
@@ -62,13 +62,19 @@ class PSF:
         """
         return psf if self.gamma else {}
 
+    def begin(self, state: State, parameters: Iterable[Tensor]) -> None:
+        """Make room for h, zero until there is one: so a state has the same tensors at every step."""
+        for parameter in parameters if self.gamma else ():
+            if KEY not in state.get(parameter, ()):
+                state.setdefault(parameter, {})[KEY] = torch.zeros_like(parameter, dtype=self.dtype)
+
     def keep(self, state: State, prepared: Gradients) -> None:
         """Replace what is kept by a new one of age 0. The tensors belong to the PSF from here on."""
         if self.gamma == 0:
             return
         for parameter, per_parameter in state.items():
-            if parameter not in prepared:
-                per_parameter.pop(KEY, None)
+            if parameter not in prepared and KEY in per_parameter:
+                per_parameter[KEY].zero_()
         for parameter, h in prepared.items():
             state.setdefault(parameter, {})[KEY] = h if self.dtype is None else h.to(self.dtype)
         self.age = 0

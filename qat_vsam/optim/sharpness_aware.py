@@ -24,12 +24,15 @@ from torch.utils.hooks import RemovableHandle
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
 from qat_vsam.optim.directions import KEY as DIRECTION
+from qat_vsam.optim.directions import forget
+from qat_vsam.optim.distributed import Ranks
 from qat_vsam.optim.gradients import Gradients, global_norm
 from qat_vsam.optim.loss_scale import LossScale
 from qat_vsam.optim.methods import Method, Outcome, Part, Rows
 from qat_vsam.optim.monitor import Monitor
 from qat_vsam.optim.passes import StepPasses
 from qat_vsam.optim.perturbation import Perturbation, build_perturbation
+from qat_vsam.optim.points import BehindQuantizer
 from qat_vsam.optim.psf import PSF
 from qat_vsam.optim.schedule import EveryStep, Schedule
 from qat_vsam.optim.wrapper import OptimizerWrapper
@@ -69,6 +72,8 @@ class SharpnessAware(OptimizerWrapper):
             after each pass, and a step with an infinite one in any pass is skipped, whatever `nonfinite` says.
             `update()` stays with the caller, and so does the scaler's own state_dict. Costs a host
             synchronisation each step, as it does in plain training.
+        perturbation_sync: With several ranks, "global" (e along the gradient of all) or "per_rank" (each along
+            its own); `model` is then the wrapped network. See the module `distributed`.
         max_grad_norm: The gradient that the step is made with is scaled down to this norm if it is larger.
         **base_options: Arguments of the base optimizer (lr, momentum, ...).
 
@@ -94,6 +99,7 @@ class SharpnessAware(OptimizerWrapper):
         "monitor",
         "dropout",
         "loss_scale",
+        "ranks",
         "max_grad_norm",
         *_COUNTERS,
     )
@@ -116,6 +122,7 @@ class SharpnessAware(OptimizerWrapper):
         nonfinite: str = "raise",
         check_every: int | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
+        perturbation_sync: str = "global",
         max_grad_norm: float | None = None,
         **base_options: Any,
     ) -> None:
@@ -135,6 +142,7 @@ class SharpnessAware(OptimizerWrapper):
         self.monitor = Monitor(nonfinite, check_every)
         self.dropout = dropout
         self.loss_scale = LossScale(grad_scaler) if grad_scaler is not None and grad_scaler.is_enabled() else None
+        self.ranks = Ranks(perturbation_sync)
         self.max_grad_norm = max_grad_norm
         self.steps = 0
         self.forwards = 0
@@ -145,6 +153,7 @@ class SharpnessAware(OptimizerWrapper):
         self._gradient_hooks: OrderedDict[int, Callable[[Optimizer], None]] = OrderedDict()
         if self.method.perturbs:
             self.perturbation.check(self.param_groups, model)
+        self._meet_ranks()
         if model is None:
             logger.info("%s without model=: nothing is held still in second passes", type(self).__name__)
 
@@ -183,8 +192,12 @@ class SharpnessAware(OptimizerWrapper):
         self._refuse_scaler_step()
         if closure is None:
             return self._step_without_closure()
+        self._meet_ranks()
+        if not self.steps:
+            forget(self.state)
         smallest = getattr(closure, "smallest_part", 2)
-        rows = Rows.cut(batch_size if self.method.cuts else None, self.schedule.share, smallest)
+        size = batch_size if self.method.cuts else None
+        rows = Rows.cut(size, self.schedule.share, smallest, self.ranks.several)
         rate = max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
         willing = not self.method.perturbs or any(group["rho"] for group in self.param_groups)
         passes = StepPasses(self, closure, batch_size)
@@ -194,14 +207,15 @@ class SharpnessAware(OptimizerWrapper):
         else:
             plain = passes.plain()
             outcome = Outcome(plain.loss, plain.gradients)
+        paid = self.method.cost_of_payment(rows.share) if self.ranks.several and outcome.paid else outcome.paid
         self._apply(outcome, passes)
         self.steps += 1
         self.forwards += passes.forwards
         self.gradient_evaluations += passes.evaluations
-        self.last_share = outcome.paid
+        self.last_share = paid
         if self.schedule.wants_measurements:
             self._read_measurements()
-        self.schedule.advance(outcome.paid, rate, passes.gradient_norm)
+        self.schedule.advance(paid, rate, passes.gradient_norm)
         return outcome.loss
 
     def declared_cost(self) -> tuple[float, float]:
@@ -253,6 +267,11 @@ class SharpnessAware(OptimizerWrapper):
         self.psf.restore_dtype(self.state)
         self.monitor.load_norms(extra["norms"])
 
+    def _meet_ranks(self) -> None:
+        offsets = self.method.perturbs and isinstance(self.perturbation.place, BehindQuantizer)
+        self.ranks.meet(self.model, list(self.parameters()), offsets)
+        self.ranks.gather_again()
+
     def _apply(self, outcome: Outcome, passes: StepPasses) -> None:
         gradients = outcome.gradients
         if not outcome.paid and self.method.perturbs:
@@ -280,6 +299,8 @@ class SharpnessAware(OptimizerWrapper):
             self.psf.grow_older()
         else:
             self.psf.keep(self.state, prepared)
+        if self.method.uses_first:
+            self.psf.begin(self.state, gradients)
 
     def _accepts(self, norm: Tensor, passes: StepPasses) -> bool:
         if self.loss_scale is None:
@@ -302,9 +323,10 @@ class SharpnessAware(OptimizerWrapper):
     def _step_without_closure(self) -> Tensor:
         # torch.distributed.checkpoint makes an optimizer's state by a step with zero gradients and lr 0.
         if all(float(group["lr"]) == 0 for group in self.param_groups):
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            if not any(bool(gradient.any()) for gradient in gradients):
+            gradients = {p: p.grad for p in self.parameters() if p.grad is not None}
+            if not any(bool(gradient.any()) for gradient in gradients.values()):
                 self.base.step()
+                self._make_room(gradients)
                 return torch.zeros(())
         raise InputError(
             explain(
@@ -316,6 +338,16 @@ class SharpnessAware(OptimizerWrapper):
                 "inside the closure; for the Hugging Face Trainer override training_step",
             )
         )
+
+    def _make_room(self, zeros: Gradients) -> None:
+        # A checkpoint is loaded into the tensors that are there.
+        direction = self.perturbation.direction
+        with self.perturbation.points(self.param_groups, self.model) as points:
+            slopes = {point.parameter: zeros[point.parameter] for point in points if point.parameter in zeros}
+        for parameter, kept in direction.next_memory({}, slopes if direction.remembers == "slopes" else zeros).items():
+            self.state[parameter][DIRECTION] = kept
+        if self.method.uses_first:
+            self.psf.begin(self.state, zeros)
 
     def _refuse_scaler_step(self) -> None:
         if "grad_scale" not in self.__dict__:

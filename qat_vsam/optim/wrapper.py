@@ -72,9 +72,12 @@ class OptimizerWrapper(Optimizer):
         """Take over what `extra_state` of another optimizer gave; its keys are as expected."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it: the base optimizer's state and groups, and the extra state."""
+        """All of it: the base optimizer's state and groups, and in the first of these the extra state."""
         extra = self.extra_state()
-        return {**super().state_dict(), EXTRA_STATE: extra}
+        state: dict[str, Any] = super().state_dict()
+        # torch.distributed.checkpoint knows an optimizer's state and groups only, and loses what stands beside.
+        state["param_groups"][0][EXTRA_STATE] = extra
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where the saved optimizer stood.
@@ -82,13 +85,15 @@ class OptimizerWrapper(Optimizer):
         Raises:
             CheckpointError: The state is not one of an optimizer composed like this one.
         """
-        extra, expected = state_dict.get(EXTRA_STATE), set(self.extra_state())
+        groups = [dict(group) for group in state_dict.get("param_groups", ())]
+        found = [group.pop(EXTRA_STATE) for group in groups if EXTRA_STATE in group]
+        extra, expected = found[0] if found else None, set(self.extra_state())
         if not isinstance(extra, dict) or set(extra) != expected:
             got = sorted(extra) if isinstance(extra, dict) else "none (the state of a plain optimizer?)"
             do = f"load a state that {type(self).__name__} saved"
             raise CheckpointError(explain(EXTRA_STATE, got, f"the keys {sorted(expected)}", do))
         try:
-            super().load_state_dict({key: value for key, value in state_dict.items() if key != EXTRA_STATE})
+            super().load_state_dict({**state_dict, "param_groups": groups})
         except (KeyError, ValueError) as error:
             do = "build the optimizer from the same model and groups"
             raise CheckpointError(explain("state_dict", error, "the same parameter groups", do)) from error
