@@ -82,6 +82,8 @@ class StepPasses:
             if perturbation.direction.remembers == "slopes":
                 self.slopes = {p.parameter: slopes[p.tensor] for p in points if p.tensor in slopes}
             if self._look_at(first.gradients) and not optimizer.pays_at(self.gradient_norm):
+                # The step is made with these gradients, and what is reused is added to them in place.
+                self.slopes = {p: g.clone() for p, g in self.slopes.items()}
                 return first, None
             displacements = perturbation.displacements(points, own, optimizer.state, optimizer.steps)
             del own, slopes, at_offsets

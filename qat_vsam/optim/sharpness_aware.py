@@ -290,9 +290,11 @@ class SharpnessAware(OptimizerWrapper):
         memory = direction.next_memory(self.state, passes.slopes if direction.remembers == "slopes" else gradients)
         self.base.step()
         self.monitor.note("gradient_norm", norm)
-        # After the base's step only: optimizers take a state that is not empty for one of their own.
+        # After the base's step only, and not for parameters that it was given no gradient of: optimizers take a
+        # state that is not empty for one of their own.
         for parameter, kept in memory.items():
-            self.state[parameter][DIRECTION] = kept
+            if parameter in gradients:
+                self.state[parameter][DIRECTION] = kept
             if parameter.grad is kept:
                 parameter.grad = None
         if prepared is None:
@@ -308,7 +310,7 @@ class SharpnessAware(OptimizerWrapper):
         return self.loss_scale.accepts([*passes.norms, norm])
 
     def _prepare_psf(self, outcome: Outcome, passes: StepPasses) -> Gradients:
-        psf = outcome.psf or {}
+        psf = {p: h for p, h in (outcome.psf or {}).items() if p in outcome.gradients}
         self.monitor.note("psf_norm", global_norm(list(psf.values())))
         if passes.measured_norm is not None:
             self.monitor.measure(self.measured(psf), passes.measured_norm)

@@ -132,8 +132,10 @@ TWINS = {
         {},
     ),
     "vsam": (
-        {"rho": 0.1},
-        lambda p: ReferenceBudget(p.copies(), p.gradient, rho=0.1, batch_size=BATCH, **SGD),
+        {"loss_increase": 0.1, "largest_radius": 0.05, "gradient_budget": 1.15},
+        lambda p: ReferenceBudget(
+            p.copies(), p.gradient, budget=Fraction(23, 20), sigma=0.1, kappa=0.05, batch_size=BATCH, **SGD
+        ),
         {},
     ),
 }
@@ -185,14 +187,17 @@ def test_a_member_equals_its_twin_for_twenty_seeds(problem, name, seed):
 @pytest.mark.parametrize(
     ("options", "twin_options"),
     [
-        ({}, {}),
+        ({"gradient_budget": 1.25}, {"budget": Fraction(5, 4)}),
         ({"share": 0.25, "gradient_budget": 1.1}, {"q": Fraction(1, 4), "budget": Fraction(11, 10)}),
         ({"share": 0.75, "gradient_budget": 1.75}, {"q": Fraction(3, 4), "budget": Fraction(7, 4)}),
-        ({"reuse": 0.0}, {"gamma": 0.0}),
+        ({"gradient_budget": 1.2, "reuse": 0.0}, {"budget": Fraction(6, 5), "gamma": 0.0}),
         ({"method": "interval", "interval": 5}, {"q": Fraction(1), "budget": Fraction(6, 5)}),
-        ({"method": "ascend_part"}, {"q": Fraction(1, 4), "ascend_only": True}),
+        (
+            {"method": "ascend_part", "gradient_budget": 1.15},
+            {"q": Fraction(1, 4), "budget": Fraction(23, 20), "ascend_only": True},
+        ),
     ],
-    ids=["default", "share-1/4", "share-3/4", "no-reuse", "interval", "ascend-part"],
+    ids=["share-1/2", "share-1/4", "share-3/4", "no-reuse", "interval", "ascend-part"],
 )
 def test_vsam_with_a_budget_equals_its_twin(problem, options, twin_options):
     task = problem()

@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from fractions import Fraction
+from typing import Any
 
 from qat_vsam.optim.reference.base import ALL, Gradient, ReferenceSAM, Tensors, Uniform, norm, perturbed, plus
 
@@ -14,12 +15,13 @@ class ReferenceBudget(ReferenceSAM):
     """A second gradient on part of the batch, as often as a budget allows, with reuse of h.
 
     Args:
-        w, gradient, rho, lr, momentum, weight_decay: As for `ReferenceSAM`.
+        w, gradient, **sgd: As for `ReferenceSAM`.
         budget: Mean gradients a step, as an exact fraction.
         q: Share of the part, as an exact fraction.
         batch_size: Rows of the batch.
         gamma: Decay of h; 0: no reuse.
         ascend_only: Ascend along the part and take the whole batch's gradient there; no h.
+        sigma, kappa: If given, the radius is min(sigma / |g_A|, kappa |w|) instead of rho.
     """
 
     def __init__(
@@ -27,17 +29,18 @@ class ReferenceBudget(ReferenceSAM):
         w: Tensors,
         gradient: Gradient,
         *,
-        budget: Fraction = Fraction(5, 4),
+        budget: Fraction,
         q: Fraction = Fraction(1, 2),
         batch_size: int,
         gamma: float = 0.7,
         ascend_only: bool = False,
-        rho: float = 0.05,
-        lr: float = 0.1,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        sigma: float | None = None,
+        kappa: float = 0.05,
+        **sgd: Any,
     ) -> None:
-        super().__init__(w, gradient, rho=rho, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(w, gradient, **sgd)
+        self.sigma = sigma
+        self.kappa = kappa
         self.budget = budget
         self.rows = math.floor(q * batch_size)
         self.q = Fraction(self.rows, batch_size)
@@ -63,7 +66,8 @@ class ReferenceBudget(ReferenceSAM):
         self.cost += self.q
         part, rest, q = slice(0, self.rows), slice(self.rows, None), float(self.q)
         g_A = self.gradient(self.w, part)
-        there = perturbed(self.w, g_A, self.rho)
+        r = self.rho if self.sigma is None else min(self.sigma / (norm(g_A) + 1e-12), self.kappa * norm(self.w))
+        there = perturbed(self.w, g_A, r)
         if self.ascend_only:
             self.descend(self.gradient(there, ALL))
             return
