@@ -111,6 +111,7 @@ def run_recipe(
             | {split: len(getattr(data, split)) for split in ("train", "validation", "test")},
             "accuracy": {"test": test.value, "validation": validation, **before.values()},
             "cost": _cost(trained),
+            "stopped": trained is not None and trained.stopped,
             "size": _sizes(float_size, model_size(model, sample[:1])),
             "exports": exports,
         }

@@ -54,6 +54,7 @@ class FitResult:
         validation_accuracy: of the last epoch, in 0..1, or None.
         ledger: what it cost.
         resumed_from: the step of the checkpoint that this call went on from, or None.
+        stopped: whether the optimizer ended the run early, at a gradient that was NaN or infinite.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class FitResult:
     validation_accuracy: float | None
     ledger: CostLedger
     resumed_from: int | None
+    stopped: bool = False
 
 
 def fit(
@@ -91,6 +93,9 @@ def fit(
 
     The optimizer gets `step(closure, batch_size=b)` if it has `gradient_evaluations`, else `step(closure)`.
     `closure(rows)` leaves the gradient of the mean loss over those rows of the batch in `.grad`.
+
+    An optimizer whose attribute `stopped` turns true (`nonfinite="stop"`) ends the run: a checkpoint is written,
+    the rest of the epochs is left out, and the same call made again leaves it there.
 
     Args:
         model: the net, already on `device`.
@@ -142,21 +147,24 @@ def fit(
     plan = Plan(epochs, len(batches), log_every, checkpoint_every_steps, on_event)
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with repeatable, Recorder(state, run, plan) as recorder:
-        for epoch in range(state.epoch, epochs):
+        while state.epoch < epochs and not state.stopped:
             model.train()
-            for x, y in batches.epoch(epoch, state.batch):
+            for x, y in batches.epoch(state.epoch, state.batch):
                 x, y = x.to(state.device, non_blocking=True), y.to(state.device, non_blocking=True)
                 learning_rate = float(optimizer.param_groups[0]["lr"])
                 value, passes = training_step(model, optimizer, loss, x, y, amp)
                 if lr_scheduler is not None:
                     lr_scheduler.step()
-                state.count_step(value, len(x), passes)
-                recorder.after_step(value, learning_rate)
-            validation_accuracy = None
-            if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
-                with recorder.clock.paused(evaluation=True):
-                    validation_accuracy = accuracy(state.judged, validation, state.device).value
-            recorder.after_epoch(validation_accuracy)
+                made = state.count_step(value, len(x), passes)
+                recorder.after_step(value if made else None, learning_rate)
+                if state.stopped:
+                    break
+            else:
+                done, validation_accuracy = state.epoch + 1, None
+                if validation is not None and (done % validate_every == 0 or done == epochs):
+                    with recorder.clock.paused(evaluation=True):
+                        validation_accuracy = accuracy(state.judged, validation, state.device).value
+                recorder.after_epoch(validation_accuracy)
     if state.judged is not model:
         model.load_state_dict(state.judged.state_dict())
     return FitResult(
@@ -164,6 +172,7 @@ def fit(
         epochs=state.epoch,
         ledger=state.ledger,
         resumed_from=recorder.resumed_from,
+        stopped=state.stopped,
         **state.last_epoch,
     )
 

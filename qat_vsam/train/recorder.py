@@ -96,11 +96,12 @@ class Recorder:
     ) -> None:
         self._exits.close()
 
-    def after_step(self, loss: torch.Tensor, learning_rate: float) -> None:
+    def after_step(self, loss: torch.Tensor | None, learning_rate: float) -> None:
         """Log, save and stop, each if it is time.
 
         Args:
-            loss: mean over the batch at the weights before the step, a scalar still on the device.
+            loss: mean over the batch at the weights before the step, a scalar still on the device; None for a
+                step that the optimizer left out.
             learning_rate: of the first group, as the step used it.
 
         Raises:
@@ -112,7 +113,8 @@ class Recorder:
             self._log_step(loss, learning_rate)
         self._tell("step")
         every, ends_epoch = self._plan.checkpoint_every_steps, self.state.batch == self._plan.steps_per_epoch
-        if self._stop_asked or (every is not None and step % every == 0 and not ends_epoch):
+        due = every is not None and step % every == 0 and not ends_epoch
+        if due or self._stop_asked or self.state.stopped:
             self._save()
         self._stop_if_asked()
 
@@ -149,9 +151,10 @@ class Recorder:
         self._save()
         self._stop_if_asked()
 
-    def _log_step(self, loss: torch.Tensor, learning_rate: float) -> None:
-        self.state.check_finite("loss", loss)
-        self._loss = float(loss)
+    def _log_step(self, loss: torch.Tensor | None, learning_rate: float) -> None:
+        if loss is not None:
+            self.state.check_finite("loss", loss)
+            self._loss = float(loss)
         if self._run is None:
             return
         self.clock.lap()
@@ -162,7 +165,7 @@ class Recorder:
                 "kind": "step",
                 "step": ledger.steps,
                 "epoch": self.state.epoch + 1,
-                "loss": self._loss,
+                "loss": None if loss is None else self._loss,
                 "lr": learning_rate,
                 "gradient_evaluations": ledger.gradient_evaluations,
                 # JSON has no NaN: a statistic that does not exist yet is null

@@ -64,26 +64,41 @@ class TrainingState:
         self.last_epoch: dict[str, float | None] = {"train_loss": None, "validation_accuracy": None}
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._loss_rows = 0
+        self._skipped = getattr(optimizer, "skipped", 0)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the optimizer makes no more steps, because a gradient was NaN or infinite."""
+        return bool(getattr(self.optimizer, "stopped", False))
 
     @property
     def judged(self) -> nn.Module:
         """The net that is validated and kept at the end: the average where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def count_step(self, loss: torch.Tensor, rows: int, passes: list[int]) -> None:
+    def count_step(self, loss: torch.Tensor, rows: int, passes: list[int]) -> bool:
         """Book a step of the epoch under way, without waiting for the device; the average takes it in.
+
+        The loss of a step that the optimizer left out counts for nothing.
 
         Args:
             loss: mean over the batch, a scalar on the device.
             rows: the batch's size.
             passes: rows in each forward and backward pass.
+
+        Returns:
+            Whether the optimizer made the step.
         """
         self.ledger.count_step(rows, passes)
         self.batch += 1
-        self._loss_sum += loss.double() * rows
-        self._loss_rows += rows
+        skipped_before, self._skipped = self._skipped, getattr(self.optimizer, "skipped", 0)
+        made: bool = self._skipped == skipped_before
+        if made:
+            self._loss_sum += loss.double() * rows
+            self._loss_rows += rows
         if self.average is not None:
             self.average.update_parameters(self.model)
+        return made
 
     def end_epoch(self, validation_accuracy: float | None) -> None:
         """Move to the start of the next epoch."""
@@ -173,6 +188,7 @@ class TrainingState:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._loss_sum.copy_(state["loss_sum"])
         self._loss_rows = state["loss_rows"]
+        self._skipped = getattr(self.optimizer, "skipped", 0)
         self.last_epoch = dict(state["last_epoch"])
         torch.set_rng_state(state["random_cpu"])
         if self.device.type == "cuda" and state["random_device"] is not None:
