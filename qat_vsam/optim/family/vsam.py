@@ -95,7 +95,7 @@ class VSAM(SharpnessAware):
         params: ParamsT,
         base_optimizer: type[Optimizer],
         *,
-        rho: float | None = None,
+        rho: float | None = 0.05,
         loss_increase: float = 0.1,
         largest_radius: float = 0.05,
         schedule: str | Schedule = "budget",
