@@ -88,6 +88,11 @@ class ASAM(SharpnessAware):
         >>> optimizer.gradient_evaluations
         2.0
 
+    Caveats:
+        The package `pytorch_optimizer` takes T = |w| on all tensors: there a weight or bias of zero, where biases
+        start, is not displaced at all. Without biases and with eta = 0 the two are equal. The authors' code leaves
+        biases unscaled, as here, but scales the weights of norm layers too.
+
     Reference: arXiv 2102.11600.
     """
 
