@@ -10,8 +10,11 @@ Letters: g_r the gradient of rank r's rows, g = mean over ranks of g_r, which is
 
 "per_rank" leaves the first pass unsynchronised and averages its gradient only where something else than e
 needs it: h if it is kept, the mixture with the rest of the batch, a schedule that looks at norms. It needs
-DistributedDataParallel; with `fully_shard` no rank ever holds a gradient of its own. Where e lies along what
+DistributedDataParallel: with `fully_shard` no rank ever holds a gradient of its own. Where e lies along what
 earlier steps left (`MSAM`, `S2SAM`) both are the same. ESAM picks its rows on each rank among that rank's own.
+
+Quantized networks go with DistributedDataParallel: `fully_shard` takes no parameters without axes, such as the
+step size of a whole tensor.
 
 Ranks stay bit-equal, and take the same number of passes, because whatever decides is the same on all of them:
 norms of averaged gradients, draws that are a function of seed and step, and the share that the schedule asks for

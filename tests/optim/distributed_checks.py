@@ -5,6 +5,7 @@ Each function of `CHECKS` runs on both ranks and returns what it found; a rank w
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 import json
@@ -92,7 +93,7 @@ def global_quantized() -> dict[str, Any]:
 
 
 def global_fsdp() -> dict[str, Any]:
-    names = ("vsam-default", "vsam-variance", "asam", "looksam", "ae-sam", "fsam", "msam")
+    names = ("vsam-rise", "vsam-variance", "asam", "looksam", "ae-sam", "fsam", "msam")
     found = {name: against_one_process(small_net, sharded, *MEMBERS[name]) for name in names}
     return found | {"esam": against_one_process(small_net, sharded, *SELECTING["esam"])}
 
@@ -108,6 +109,18 @@ def shards_come_back() -> dict[str, bool]:
             task.step(optimizer)
         found[name] = torch.equal(task.weights(), before) and optimizer.gradient_evaluations > 4
     return found
+
+
+def copies() -> dict[str, bool]:
+    """A copy of a network and its optimizer goes on as they do, and with the same ranks."""
+    task = Task(small_net, DistributedDataParallel)
+    optimizer = task.optimizer(VSAM, gradient_budget=1.5, perturbation_sync="per_rank")
+    task.step(optimizer)
+    twin, copied = copy.deepcopy((task, optimizer))
+    for _ in range(3):
+        task.step(optimizer)
+        twin.step(copied)
+    return {"equal": torch.equal(task.weights(), twin.weights()) and same_on_all_ranks(twin.weights())}
 
 
 def micro_batches() -> dict[str, float]:
@@ -253,6 +266,7 @@ CHECKS = (
     global_quantized,
     global_fsdp,
     shards_come_back,
+    copies,
     micro_batches,
     bucket_views,
     per_rank,

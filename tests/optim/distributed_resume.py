@@ -1,7 +1,8 @@
-"""What two ranks find out about checkpoints, as part of `distributed_checks`."""
+"""What two ranks find out about checkpoints, as part of `distributed_checks`; and `distributed_resume.py SAVED`."""
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     """Saved at some step of a run and loaded into new objects, by the lines that the documentation shows."""
     cases = {
         "ddp": [("vsam-budget", 7), ("vsam-variance", 7), ("looksam", 2), ("fsam", 0), ("s2-sam", 7)],
-        "fsdp": [("vsam-default", 7), ("fsam", 0)],
+        "fsdp": [("vsam-rise", 7), ("fsam", 0)],
     }
     return {f"{kind} {name} at {at}": resumed(folder, kind, name, at) for kind in cases for name, at in cases[kind]}
 
@@ -57,3 +58,23 @@ def documented_lines() -> tuple[str, str]:
     blocks = [block for block in text.split("\n\n") if block.startswith("    ")]
     saving, loading = (textwrap.dedent(block) for block in blocks)
     return saving, loading
+
+
+def in_one_process(saved: Path) -> float:
+    """How far a run that goes on alone from what two ranks saved is from one that was alone from the beginning."""
+    name, at = saved.name.split("-", 1)[1].rsplit("-", 1)
+    member, options = MEMBERS[name]
+    alone, fresh = Task(small_net, seed=1), Task(small_net, seed=9)
+    reference, optimizer = (task.optimizer(member, **options) for task in (alone, fresh))
+    names = {**vars(dcp_state), "dcp": dcp, "folder": str(saved)}
+    exec(documented_lines()[1], names | {"model": fresh.model, "optimizer": optimizer})
+    fresh.turn = int(at)
+    for _ in range(int(at) + 9):
+        alone.step(reference)
+    for _ in range(9):
+        fresh.step(optimizer)
+    return float((alone.weights() - fresh.weights()).abs().max())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(in_one_process(Path(sys.argv[1]))))

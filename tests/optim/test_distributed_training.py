@@ -10,13 +10,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from qat_vsam.errors import ConfigError
+from qat_vsam.optim import SAM
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def findings(folder):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, str(HERE / "distributed_checks.py"), str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
@@ -63,8 +71,9 @@ def test_a_perturbation_per_rank_is_each_ranks_own_gradient_and_a_mean_of_what_i
         assert distance < 1e-12, name
 
 
-def test_sharded_weights_come_back_bit_for_bit(findings):
-    for name, found in each(findings, "shards_come_back"):
+@pytest.mark.parametrize("check", ["shards_come_back", "copies"])
+def test_shards_come_back_bit_for_bit_and_copies_go_on_as_the_original(findings, check):
+    for name, found in each(findings, check):
         assert found is True, name
 
 
@@ -105,6 +114,18 @@ def test_what_cannot_be_is_refused_with_what_to_do(findings, attempt, message):
 def test_a_distributed_checkpoint_resumes_exactly(findings):
     for name, found in each(findings, "checkpoints"):
         assert all(found.values()), (name, found)
+
+
+def test_a_checkpoint_of_sharded_ranks_goes_on_in_one_process(findings, folder):
+    command = [sys.executable, str(HERE / "distributed_resume.py"), str(folder / "fsdp-vsam-rise-7")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert float(run.stdout) < 1e-12
+
+
+def test_an_unknown_synchronisation_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"^perturbation_sync: got 'per-rank'.* did you mean per_rank"):
+        SAM([torch.zeros(1)], torch.optim.SGD, lr=0.1, perturbation_sync="per-rank")
 
 
 def test_a_rank_whose_partner_is_killed_leaves_with_an_error(tmp_path):
