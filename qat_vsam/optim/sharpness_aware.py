@@ -307,6 +307,9 @@ class SharpnessAware(OptimizerWrapper):
     def _accepts(self, norm: Tensor, passes: StepPasses) -> bool:
         if self.loss_scale is None:
             return self.monitor.accepts(norm, self.steps)
+        if self.ranks.apart:
+            # An overflow of one rank's own first gradient is everybody's.
+            self.ranks.average(passes.norms)
         return self.loss_scale.accepts([*passes.norms, norm])
 
     def _prepare_psf(self, outcome: Outcome, passes: StepPasses) -> Gradients:

@@ -261,6 +261,35 @@ def refusals() -> dict[str, str]:
     return found
 
 
+def overflow() -> dict[str, Any]:
+    return {sync: overflow_on_one_rank(sync) for sync in ("global", "per_rank")}
+
+
+def overflow_on_one_rank(sync: str) -> dict[str, Any]:
+    """Under a GradScaler, a first gradient that is infinite on one rank, in a parameter that is not displaced."""
+    task, passes, scales = Task(small_net, DistributedDataParallel), 0, []
+    *displaced, last = task.plain.parameters()
+    groups = [{"params": displaced, "role": "weight"}, {"params": [last], "role": "bias"}]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    options: dict[str, Any] = {"lr": 0.1, "perturbation_sync": sync, "grad_scaler": scaler}
+    optimizer = SAM(groups, torch.optim.SGD, model=task.model, **options)
+    last.register_hook(lambda gradient: gradient * (float("inf") if (passes, dist.get_rank()) == (1, 1) else 1.0))
+
+    def closure() -> Tensor:
+        nonlocal passes
+        passes += 1
+        optimizer.zero_grad()
+        loss = task.model(task.x[0]).square().mean()
+        scaler.scale(loss).backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return {"equal": same_on_all_ranks(task.weights()), "scales": scales, "skipped": optimizer.skipped}
+
+
 CHECKS = (
     global_ddp,
     global_quantized,
@@ -271,6 +300,7 @@ CHECKS = (
     bucket_views,
     per_rank,
     uneven_batches,
+    overflow,
     decisions,
     refusals,
 )

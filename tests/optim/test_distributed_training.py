@@ -87,6 +87,11 @@ def test_ranks_with_batches_of_other_sizes_decide_alike(findings):
         assert found == {"equal": True, "same decisions": True}, name
 
 
+def test_an_overflow_on_one_rank_skips_the_step_on_all(findings):
+    for name, found in each(findings, "overflow"):
+        assert found == {"equal": True, "scales": [2.0**9, 2.0**9], "skipped": 1}, name
+
+
 def test_all_schedules_decide_alike_on_all_ranks_for_ten_thousand_steps(findings):
     for name, found in each(findings, "decisions"):
         assert found["equal"], name
