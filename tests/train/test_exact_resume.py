@@ -201,7 +201,7 @@ def test_the_loop_counts_what_the_optimizer_declares(name, undisturbed):
     else:
         (declared,) = find(state["optimizer"], "gradient_evaluations")
         assert state["ledger"]["gradient_evaluations"] == pytest.approx(declared, rel=1e-12)
-        assert {"sam": 2, "sam-ema": 2, "vsam-budget": 1.25}.get(optimizer, cost) == pytest.approx(cost, abs=0.01)
+        assert {"sam": 2, "sam-ema": 2, "vsam-budget": 1.15}.get(optimizer, cost) == pytest.approx(cost, abs=0.01)
         assert 1 < cost <= 2
 
 
@@ -223,6 +223,9 @@ def find(tree, name):
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from [value] if key == name else find(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from find(value, name)
 
 
 def test_a_broken_newest_checkpoint_is_reported_and_the_one_before_is_used(
