@@ -56,6 +56,11 @@ class Direction:
         """What will be remembered, by parameter, given what `remembers` names. Changes nothing yet."""
         return {}
 
+    def keep(self, state: State, memory: Gradients) -> None:
+        """Remember it. The tensors belong to the direction from here on."""
+        for parameter, kept in memory.items():
+            state[parameter][KEY] = kept
+
 
 class Friendly(Direction):
     """d = g - sigma m, with m the running mean of g before this step; at first d = g, m = g.
@@ -133,6 +138,12 @@ class PreviousGradient(Direction):
 
     def next_memory(self, state: State, gradients: Gradients) -> Gradients:
         return gradients
+
+    def keep(self, state: State, memory: Gradients) -> None:
+        # A parameter that had no gradient in this step is not to be displaced along an older one.
+        for own in state.values():
+            own.pop(KEY, None)
+        super().keep(state, memory)
 
 
 class Momentum(Direction):

@@ -23,7 +23,6 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
-from qat_vsam.optim.directions import KEY as DIRECTION
 from qat_vsam.optim.directions import forget
 from qat_vsam.optim.distributed import Ranks
 from qat_vsam.optim.gradients import Gradients, global_norm
@@ -292,10 +291,9 @@ class SharpnessAware(OptimizerWrapper):
         self.monitor.note("gradient_norm", norm)
         # After the base's step only, and not for parameters that it was given no gradient of: optimizers take a
         # state that is not empty for one of their own.
-        for parameter, kept in memory.items():
-            if parameter in gradients:
-                self.state[parameter][DIRECTION] = kept
-            if parameter.grad is kept:
+        direction.keep(self.state, {p: kept for p, kept in memory.items() if p in gradients})
+        for parameter in memory:
+            if parameter.grad is memory[parameter]:
                 parameter.grad = None
         if prepared is None:
             self.psf.grow_older()
@@ -349,8 +347,7 @@ class SharpnessAware(OptimizerWrapper):
         direction = self.perturbation.direction
         with self.perturbation.points(self.param_groups, self.model) as points:
             slopes = {point.parameter: zeros[point.parameter] for point in points if point.parameter in zeros}
-        for parameter, kept in direction.next_memory({}, slopes if direction.remembers == "slopes" else zeros).items():
-            self.state[parameter][DIRECTION] = kept
+        direction.keep(self.state, direction.next_memory({}, slopes if direction.remembers == "slopes" else zeros))
         if self.method.uses_first:
             self.psf.begin(self.state, zeros)
 

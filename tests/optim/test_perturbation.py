@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qat_vsam.errors import ConfigError, InputError
-from qat_vsam.optim import SAM
+from qat_vsam.optim import S2SAM, SAM
 
 
 class OffsetLinear(nn.Linear):
@@ -168,3 +168,22 @@ def test_unknown_names_and_roles_are_refused_with_advice():
         SAM([{"params": [w], "role": "norm"}], torch.optim.SGD, lr=0.1)
     with pytest.raises(ConfigError, match=r"^rho: got"):
         SAM([w], torch.optim.SGD, lr=0.1, rho=-1.0)
+
+
+def test_a_parameter_without_gradient_in_the_step_before_is_not_displaced_along_an_older_one():
+    always, at_times = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    optimizer = S2SAM([always, at_times], torch.optim.SGD, lr=0.0, rho=0.5)
+    stood = []
+    for used in (True, False, True):
+
+        def closure(used=used):
+            optimizer.zero_grad()
+            stood.append([(p.detach() - 1).norm().item() for p in (always, at_times)])
+            loss = (always**2).sum() + ((at_times**2).sum() if used else 0.0)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert stood[0] == [0.0, 0.0]
+    assert stood[1] == pytest.approx([0.5 / 2**0.5] * 2)
+    assert stood[2] == pytest.approx([0.5, 0.0])

@@ -160,7 +160,8 @@ def assert_equal_to_its_twin(problem, name, seed, steps):
             assert_equal([optimizer.state[w]["psf"] for w in task.weights], [g / scale for g in twin.g_v], 1e-9)
         if getattr(twin, "m", None) is not None:
             assert_equal([optimizer.state[w]["direction"] for w in task.weights], twin.m, 1e-12)
-    assert_equal(task.weights, twin.w, 1e-12)
+        if step % 50 == 49:
+            assert_equal(task.weights, twin.w, 1e-12)
     # A step that did nothing would be equal too.
     assert not any(torch.equal(a, b) for a, b in zip(start, twin.w, strict=True))
     return twin
