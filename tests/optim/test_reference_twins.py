@@ -204,7 +204,7 @@ def test_vsam_with_a_budget_equals_its_twin(problem, options, twin_options):
     task = problem()
     optimizer = VSAM(task.weights, torch.optim.SGD, model=task.model, rho=0.1, **options, **SGD)
     twin = ReferenceBudget(task.copies(), task.gradient, rho=0.1, batch_size=BATCH, **twin_options, **SGD)
-    for _ in range(400):
+    for _ in range(200):
         twin.step()
         task.step(optimizer)
     assert_equal(task.weights, twin.w, 1e-12)

@@ -48,6 +48,7 @@ def test_each_setting_is_the_base_at_radius_zero(any_task, member, base, kwargs)
     assert equal(ours, plain)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("base", "kwargs"), SETTINGS)
 def test_each_setting_resumes_exactly(any_task, member, base, kwargs):
     kwargs = {"lr": 0.01, **kwargs}
