@@ -12,11 +12,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from qat_vsam.arm_checks import check_arms
 from qat_vsam.errors import ConfigError, explain
 from qat_vsam.recipe_file import dump_yaml, find_config, fingerprint, read_recipe_file, read_yaml, shipped_configs
+from qat_vsam.sections import (
+    DataSection,
+    ModelSection,
+    Name,
+    OptimizerSection,
+    QuantSection,
+    Section,
+    TrainSection,
+)
 from qat_vsam.validation import validate
 
 __all__ = [
@@ -44,109 +53,6 @@ __all__ = [
     "shipped_configs",
 ]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# a run's name becomes a folder: no separators that leave it, no hidden names
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
-
-
-OptimizerName = Literal[
-    "sgd",
-    "sam",
-    "vsam",
-    "asam",
-    "looksam",
-    "ae_sam",
-    "ae_looksam",
-    "random_sam",
-    "esam",
-    "fsam",
-    "msam",
-    "s2_sam",
-    "sam_on",
-    "le_sam",
-    "saq",
-    "split_sgd",
-    "periodic_sam",
-    "random_count_sam",
-    "ramp_sam",
-    "late_sam",
-]
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ModelSection(Section):
-    """Which network, and its first weights."""
-
-    name: str
-    checkpoint: str | None = None
-    options: dict[str, Any] = {}
-    mean: list[float] | None = None
-    std: list[Positive] | None = None
-
-
-class DataSection(Section):
-    """Which images, and how many of them train, validate and test."""
-
-    name: str
-    root: str | None = None
-    train_size: Annotated[int, Field(ge=1)] | None = None
-    validation_size: Annotated[int, Field(ge=1)] | None = None
-    validation_from: Literal["train", "test"] = "train"
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    augment: Literal["crop_flip", "crop2_flip", "shift"] | None = None
-    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    drop_last: bool = True
-    options: dict[str, Any] = {}
-
-
-class QuantSection(Section):
-    """Bits and policy; `None` in its place leaves the network in float32."""
-
-    bits: str
-    target: Literal["simulated", "onnxruntime"] = "simulated"
-    method: Literal["lsq", "minmax"] = "lsq"
-    first_last_bits: Annotated[int, Field(ge=1, le=8)] | None = 8
-    keep: list[str] = []
-    calibration_images: Annotated[int, Field(ge=1)] = 1024
-
-
-class OptimizerSection(Section):
-    """The sharpness-aware optimizer and its base; further keys are options of the named optimizer."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-    name: OptimizerName = "vsam"
-    base: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.02
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: NonNegative = 1e-4
-    step_size_lr_factor: Positive = 1.0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that belong to the named optimizer (rho, gradient_budget, ...)."""
-        return dict(self.__pydantic_extra__ or {})
-
-
-class TrainSection(Section):
-    """The loop."""
-
-    epochs: Annotated[int, Field(ge=0)] = 2
-    lr_schedule: Literal["cosine", "constant"] = "cosine"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    log_every: Annotated[int, Field(ge=1)] = 10
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
-    validate_every: Annotated[int, Field(ge=1)] = 1
-    compile_quantizers: bool = False
-
 
 class Recipe(Section):
     """One run."""
@@ -162,7 +68,7 @@ class Recipe(Section):
     quant: QuantSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
-    export: list[Literal["onnx", "packed"]] = []
+    export: list[Literal["onnx", "packed"]] = Field(default_factory=list)
     init_from: str | None = None
 
     @property
@@ -188,7 +94,7 @@ class TuneSection(Section):
 
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     grids: Annotated[dict[Name, dict[str, Annotated[list[Any], Field(min_length=1)]]], Field(min_length=1)]
-    same_as: dict[Name, Name] = {}
+    same_as: dict[Name, Name] = Field(default_factory=dict)
 
     def source(self, arm: str) -> str | None:
         """The arm whose trials decide about `arm`; None where its settings stand as written."""
@@ -212,7 +118,7 @@ class Comparison(Section):
     name: Name
     title: str
     description: str = ""
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     seeds: Annotated[int, Field(ge=1, le=1000)] = 5
     workers: Annotated[int, Field(ge=1)] = 2
     recipe: dict[str, Any]

@@ -36,12 +36,10 @@ class Direction:
     """d = g, the gradient at w. Base of the others.
 
     Attributes:
-        needs_gradient: Whether a gradient at w has to be taken first.
         remembers: "slopes" (the gradients at the points) or "steps" (those that the step is made with) if they
             are remembered for later, else "".
     """
 
-    needs_gradient = True
     remembers = ""
 
     def along(self, points: Sequence[Point], slopes: Gradients, state: State) -> dict[Point, Tensor]:
@@ -130,7 +128,6 @@ class RandomTensors(Direction):
 class PreviousGradient(Direction):
     """d = the gradient that the previous step was made with."""
 
-    needs_gradient = False
     remembers = "steps"
 
     def along(self, points: Sequence[Point], slopes: Gradients, state: State) -> dict[Point, Tensor]:
@@ -148,8 +145,6 @@ class PreviousGradient(Direction):
 
 class Momentum(Direction):
     """d = - the base optimizer's running mean of gradients (`momentum_buffer` or `exp_avg`)."""
-
-    needs_gradient = False
 
     def along(self, points: Sequence[Point], slopes: Gradients, state: State) -> dict[Point, Tensor]:
         found = {}

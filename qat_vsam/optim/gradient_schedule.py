@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 
 from qat_vsam.errors import ConfigError, explain
-from qat_vsam.optim.schedule import Schedule, check_share
+from qat_vsam.optim.schedule import CountingSchedule, check_total_steps
 
 
-class GradientNormSchedule(Schedule):
+class GradientNormSchedule(CountingSchedule):
     """AE-SAM's rule.
 
     Args:
@@ -37,22 +37,18 @@ class GradientNormSchedule(Schedule):
     """
 
     looks_at_gradient = True
-    _state = ("step", "payments", "mean", "variance")
+    _state = (*CountingSchedule._state, "mean", "variance")
 
     def __init__(
         self, total_steps: int, decay: float = 0.9, first: float = 1.0, last: float = -1.0, share: float = 1.0
     ) -> None:
-        if total_steps < 1:
-            raise ConfigError(explain("total_steps", total_steps, "the steps of the run", "pass total_steps="))
+        super().__init__(share)
         if not 0 <= decay < 1:
             raise ConfigError(explain("decay", decay, "a number in [0, 1)", "use 0.9"))
-        self.share = check_share(share)
-        self.total_steps = total_steps
+        self.total_steps = check_total_steps(total_steps)
         self.decay = decay
         self.first = first
         self.last = last
-        self.step = 0
-        self.payments = 0
         self.mean: float | None = None
         self.variance = 0.0
 
@@ -69,13 +65,9 @@ class GradientNormSchedule(Schedule):
         return square >= mean + threshold * math.sqrt(variance)
 
     def advance(self, paid: float, learning_rate: float, gradient_norm: float | None = None) -> None:
-        self.step += 1
-        self.payments += 1 if paid else 0
+        super().advance(paid, learning_rate, gradient_norm)
         if gradient_norm is not None and math.isfinite(gradient_norm**2):
             self.mean, self.variance = self._followed(gradient_norm**2)
-
-    def statistics(self) -> dict[str, float]:
-        return {"rate": self.payments / self.step if self.step else 0.0}
 
     def _followed(self, square: float) -> tuple[float, float]:
         if self.mean is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.optim.gradients import global_norm
@@ -82,3 +83,19 @@ class _Judge:
 
     def step(self) -> float:
         return 1.0
+
+
+def refuse_step_of_a_scaler(optimizer: Optimizer) -> None:
+    """Raise InputError if the step is made from within `GradScaler.step`, which hands its scale over just before."""
+    if "grad_scale" not in optimizer.__dict__:
+        return
+    del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    raise InputError(
+        explain(
+            "GradScaler.step(optimizer, closure)",
+            "a step from within the scaler, whose gradients would stay scaled in the second pass",
+            "optimizer.step(closure), the scaler handed to the optimizer",
+            "build it with grad_scaler=scaler, scale the loss in the closure, call optimizer.step(closure) and "
+            "scaler.update()",
+        )
+    )

@@ -20,8 +20,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from qat_vsam.errors import ConfigError, InputError, explain
+from qat_vsam.errors import InputError, explain
 from qat_vsam.optim.gradients import Gradients, difference, mixture, total
+from qat_vsam.optim.schedule import check_share
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,8 @@ class Part(Method):
         if rows.rest is None:
             return Outcome(part.loss, displaced.gradients if displaced else part.gradients, psf, paid)
         del displaced
-        rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
-        share = passes.agreed(_weight_share(part, rest, rows))
-        mixed = mixture(part.gradients, rest.gradients, share)
-        return Outcome(_mixed_loss(part, rest, share), total(mixed, psf) if psf else mixed, psf, paid)
+        loss, mixed = _with_rest(part, passes, rows)
+        return Outcome(loss, total(mixed, psf) if psf else mixed, psf, paid)
 
 
 class AscendPart(Method):
@@ -238,9 +237,7 @@ class Selected(Method):
     needs_row_losses = True
 
     def __init__(self, share: float = 0.5) -> None:
-        if not 0 < share <= 1:
-            raise ConfigError(explain("share", share, "a share of the batch in (0, 1]", "use 0.5"))
-        self.share = share
+        self.share = check_share(share)
 
     def cost_of_payment(self, share: float) -> float:
         return self.share
@@ -293,16 +290,18 @@ class Split(Method):
         part = passes.at_weights(rows.part, moves_statistics=rows.part_moves)
         if rows.rest is None:
             return Outcome(part.loss, part.gradients)
-        rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
-        share = passes.agreed(_weight_share(part, rest, rows))
-        return Outcome(_mixed_loss(part, rest, share), mixture(part.gradients, rest.gradients, share))
+        return Outcome(*_with_rest(part, passes, rows))
+
+
+def _with_rest(part: Evaluation, passes: Passes, rows: Rows) -> tuple[Tensor, Gradients]:
+    """Loss and gradient of the whole batch at w, given those of the part."""
+    rest = passes.at_weights(rows.rest, moves_statistics=rows.rest_moves)
+    share = passes.agreed(_weight_share(part, rest, rows))
+    loss = share * part.loss + (1 - share) * rest.loss
+    return loss, mixture(part.gradients, rest.gradients, share)
 
 
 def _weight_share(part: Evaluation, rest: Evaluation, rows: Rows) -> float | Tensor:
     if part.weight is None or rest.weight is None:
         return rows.rows_share
     return part.weight / (part.weight + rest.weight)
-
-
-def _mixed_loss(part: Evaluation, rest: Evaluation, share: float | Tensor) -> Tensor:
-    return share * part.loss + (1 - share) * rest.loss

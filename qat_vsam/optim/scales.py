@@ -63,8 +63,7 @@ class Adaptive(Scale):
         if magnitudes and self.eta:
             torch._foreach_add_(magnitudes, self.eta)
         measured = iter(magnitudes)
-        one = [torch.ones((), dtype=p.tensor.dtype, device=p.tensor.device) for p in points]
-        return [next(measured) if p.parameter.dim() > 1 else one[i] for i, p in enumerate(points)]
+        return [next(measured) if point.parameter.dim() > 1 else point.tensor.new_ones(()) for point in points]
 
 
 class StepSize(Scale):

@@ -82,6 +82,28 @@ class Schedule(ABC):
             setattr(self, key, list(value) if isinstance(value, list) else value)
 
 
+class CountingSchedule(Schedule):
+    """Base of those that count the steps and the payments.
+
+    Args:
+        share: Of the batch, that a second gradient is taken on.
+    """
+
+    _state: tuple[str, ...] = ("step", "payments")
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = check_share(share)
+        self.step = 0
+        self.payments = 0
+
+    def advance(self, paid: float, learning_rate: float, gradient_norm: float | None = None) -> None:
+        self.step += 1
+        self.payments += 1 if paid else 0
+
+    def statistics(self) -> dict[str, float]:
+        return {"rate": self.payments / self.step if self.step else 0.0}
+
+
 class EveryStep(Schedule):
     """A second gradient at each step, on a given share of the batch.
 
@@ -111,3 +133,10 @@ def check_share(share: float) -> float:
     if not 0 < share <= 1:
         raise ConfigError(explain("share", share, "a share of the batch in (0, 1]", "use 0.5, or 1 for all of it"))
     return share
+
+
+def check_total_steps(total_steps: int) -> int:
+    """The length of a run, if there is one; ConfigError otherwise."""
+    if total_steps < 1:
+        raise ConfigError(explain("total_steps", total_steps, "the steps of the run", "pass total_steps="))
+    return total_steps

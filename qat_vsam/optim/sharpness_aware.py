@@ -26,7 +26,7 @@ from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
 from qat_vsam.optim.directions import forget
 from qat_vsam.optim.distributed import Ranks
 from qat_vsam.optim.gradients import Gradients, global_norm
-from qat_vsam.optim.loss_scale import LossScale
+from qat_vsam.optim.loss_scale import LossScale, refuse_step_of_a_scaler
 from qat_vsam.optim.methods import Method, Outcome, Part, Rows
 from qat_vsam.optim.monitor import Monitor
 from qat_vsam.optim.passes import StepPasses
@@ -188,7 +188,7 @@ class SharpnessAware(OptimizerWrapper):
             InputError: No closure, or one that does not fit.
             NonFiniteError: By the policy `nonfinite`.
         """
-        self._refuse_scaler_step()
+        refuse_step_of_a_scaler(self)
         if closure is None:
             return self._step_without_closure()
         self._meet_ranks()
@@ -197,7 +197,7 @@ class SharpnessAware(OptimizerWrapper):
         smallest = getattr(closure, "smallest_part", 2)
         size = batch_size if self.method.cuts else None
         rows = Rows.cut(size, self.schedule.share, smallest, self.ranks.several)
-        rate = max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
+        rate = self._schedule_rate()
         willing = not self.method.perturbs or any(group["rho"] for group in self.param_groups)
         passes = StepPasses(self, closure, batch_size)
         if willing and not self.stopped and self.schedule.pays(rows.share, rate):
@@ -225,8 +225,7 @@ class SharpnessAware(OptimizerWrapper):
 
     def pays_at(self, gradient_norm: float | None) -> bool:
         """Whether a schedule that looks at the gradient pays, given its norm."""
-        rate = max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
-        return self.schedule.pays(self.schedule.share, rate, gradient_norm)
+        return self.schedule.pays(self.schedule.share, self._schedule_rate(), gradient_norm)
 
     def statistics(self) -> dict[str, float]:
         """Figures of the last step, as numbers. Beside `state_dict` the only call that waits for the device.
@@ -265,6 +264,10 @@ class SharpnessAware(OptimizerWrapper):
         self.psf.age = extra["psf_age"]
         self.psf.restore_dtype(self.state)
         self.monitor.load_norms(extra["norms"])
+
+    def _schedule_rate(self) -> float:
+        """The learning rate for the schedule; any number where it does not matter, for reading one may wait."""
+        return max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
 
     def _meet_ranks(self) -> None:
         offsets = self.method.perturbs and isinstance(self.perturbation.place, BehindQuantizer)
@@ -350,20 +353,6 @@ class SharpnessAware(OptimizerWrapper):
         direction.keep(self.state, direction.next_memory({}, slopes if direction.remembers == "slopes" else zeros))
         if self.method.uses_first:
             self.psf.begin(self.state, zeros)
-
-    def _refuse_scaler_step(self) -> None:
-        if "grad_scale" not in self.__dict__:
-            return
-        del self.grad_scale, self.found_inf  # type: ignore[attr-defined]
-        raise InputError(
-            explain(
-                "GradScaler.step(optimizer, closure)",
-                "a step from within the scaler, whose gradients would stay scaled in the second pass",
-                "optimizer.step(closure), the scaler handed to the optimizer",
-                "build it with grad_scaler=scaler, scale the loss in the closure, call optimizer.step(closure) and "
-                "scaler.update()",
-            )
-        )
 
     def measured(self, gradients: Gradients) -> Tensor:
         """The norm over the schedule's last tensors: in model order, of role weight where there are roles."""

@@ -8,28 +8,10 @@ from __future__ import annotations
 
 from qat_vsam.errors import ConfigError, explain
 from qat_vsam.optim.counter import counter_uniform
-from qat_vsam.optim.schedule import Schedule, check_share
+from qat_vsam.optim.schedule import CountingSchedule, check_total_steps
 
 
-class StepSchedule(Schedule):
-    """Base: counts the steps and the payments. `share`: of the batch, that a second gradient is taken on."""
-
-    _state = ("step", "payments")
-
-    def __init__(self, share: float = 1.0) -> None:
-        self.share = check_share(share)
-        self.step = 0
-        self.payments = 0
-
-    def advance(self, paid: float, learning_rate: float, gradient_norm: float | None = None) -> None:
-        self.step += 1
-        self.payments += 1 if paid else 0
-
-    def statistics(self) -> dict[str, float]:
-        return {"rate": self.payments / self.step if self.step else 0.0}
-
-
-class Periodic(StepSchedule):
+class Periodic(CountingSchedule):
     """At every interval-th step, the first included.
 
     Example:
@@ -55,7 +37,7 @@ class Periodic(StepSchedule):
         return self.step % self.interval == 0
 
 
-class RandomSteps(StepSchedule):
+class RandomSteps(CountingSchedule):
     """With a probability at each step, or at a given number of steps of a run, each set of them alike.
 
     Args:
@@ -63,7 +45,7 @@ class RandomSteps(StepSchedule):
         count: Payments over the run; then `total_steps` is its length.
         total_steps: See `count`.
         seed: Of the counter-based generator.
-        share: As for `StepSchedule`.
+        share: As for `CountingSchedule`.
 
     Raises:
         ConfigError: Neither or both of probability and count are given, or one is out of range.
@@ -105,13 +87,13 @@ class RandomSteps(StepSchedule):
         return draw * left < (self.count or 0) - self.payments
 
 
-class Ramp(StepSchedule):
+class Ramp(CountingSchedule):
     """At a rate that changes along a straight line over the run: no look at the training at all.
 
     Args:
         first, last: Rates at the beginning and at the end, in [0, 1]; their mean is that of the payments.
         total_steps: Length of the run.
-        share: As for `StepSchedule`.
+        share: As for `CountingSchedule`.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -131,11 +113,9 @@ class Ramp(StepSchedule):
         for name, rate in (("first", first), ("last", last)):
             if not 0 <= rate <= 1:
                 raise ConfigError(explain(name, rate, "a rate in [0, 1]", "use 0.02 and 0.8"))
-        if total_steps < 1:
-            raise ConfigError(explain("total_steps", total_steps, "the steps of the run", "pass total_steps="))
         self.first = first
         self.last = last
-        self.total_steps = total_steps
+        self.total_steps = check_total_steps(total_steps)
 
     def declared_rate(self) -> tuple[float, float]:
         rate = (self.first + self.last) / 2
@@ -150,13 +130,13 @@ class Ramp(StepSchedule):
         return self.first * done + slope * done * done / 2 + self.last * (step - done)
 
 
-class During(StepSchedule):
+class During(CountingSchedule):
     """At each step of a part of the run, such as its last fifth.
 
     Args:
         begin, end: The part, as shares of the run in [0, 1].
         total_steps: Length of the run; later steps pay if `end` is 1.
-        share: As for `StepSchedule`.
+        share: As for `CountingSchedule`.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -173,11 +153,9 @@ class During(StepSchedule):
             raise ConfigError(
                 explain("begin, end", (begin, end), "shares of the run, 0 <= begin < end <= 1", "use 0.8, 1")
             )
-        if total_steps < 1:
-            raise ConfigError(explain("total_steps", total_steps, "the steps of the run", "pass total_steps="))
         self.begin = begin
         self.end = end
-        self.total_steps = total_steps
+        self.total_steps = check_total_steps(total_steps)
 
     def declared_rate(self) -> tuple[float, float]:
         return self.end - self.begin, self.end - self.begin

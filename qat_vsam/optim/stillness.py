@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from qat_vsam.optim.distributed import copy_into
+
 
 @contextmanager
 def standing_still(model: nn.Module | None) -> Iterator[None]:
@@ -39,7 +41,7 @@ def standing_still(model: nn.Module | None) -> Iterator[None]:
     switched = [module for module in modules if getattr(module, "updates_state", False) is True]
     kept = [torch.empty_like(buffer) for buffer in statistics]
     with torch.no_grad():
-        _copy(kept, statistics)
+        copy_into(kept, statistics)
     try:
         for module in switched:
             module.updates_state = False  # type: ignore[assignment]
@@ -48,12 +50,7 @@ def standing_still(model: nn.Module | None) -> Iterator[None]:
         for module in switched:
             module.updates_state = True  # type: ignore[assignment]
         with torch.no_grad():
-            _copy(statistics, kept)
-
-
-def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    if targets:
-        torch._foreach_copy_(targets, sources)
+            copy_into(statistics, kept)
 
 
 class RandomState:

@@ -96,7 +96,7 @@ def run_recipe(
             write_atomic(run.path / "layers.txt", (summary + "\n").encode())
             calibrated = before.measure("calibrated", model, loaders.test)
             listener.say(f"{recipe.quant.bits} test accuracy after calibration: {calibrated:.2%}")
-        trained = _train(recipe, model, loaders, run, listener)
+        trained = train_model(recipe, model, loaders, run, listener)
         test = accuracy(model, loaders.test, device=recipe.device)
         validation = None if trained is None else trained.validation_accuracy
         if validation is None:
@@ -198,9 +198,14 @@ def export_run(
     }
 
 
-def _train(
+def train_model(
     recipe: Recipe, model: nn.Module, loaders: assemble.Loaders, run: RunFolder, listener: Listener
 ) -> FitResult | None:
+    """Train the model as the recipe says, or go on with the training that `run` holds; None for 0 epochs.
+
+    Raises:
+        As `qat_vsam.train.fit`.
+    """
     if recipe.train.epochs == 0:
         return None
     total_steps = recipe.train.epochs * len(loaders.train)

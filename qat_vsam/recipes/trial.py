@@ -12,8 +12,7 @@ from qat_vsam.errors import NonFiniteError
 from qat_vsam.evaluate import accuracy
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
-from qat_vsam.recipes.train import _train as train_model
-from qat_vsam.recipes.train import read_result
+from qat_vsam.recipes.train import read_result, train_model
 from qat_vsam.train import RunFolder
 
 

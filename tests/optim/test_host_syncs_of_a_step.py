@@ -78,6 +78,7 @@ def test_no_option_makes_a_step_read_a_number(any_task, options):
     with NoSynchronisation():
         for _ in range(8):
             task.step(optimizer)
+    assert optimizer.steps == 8
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
@@ -122,6 +123,7 @@ def test_micro_batches_read_nothing_either(problem):
     with NoSynchronisation():
         for _ in range(4):
             optimizer.step(closure, batch_size=len(closure))
+    assert optimizer.steps == 4
 
 
 @GPU

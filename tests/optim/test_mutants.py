@@ -117,7 +117,7 @@ MUTANTS = {
             "for point in points if point.parameter.dim() > 1]",
             "for point in points if point.parameter.dim() > 0]",
         ),
-        ("scales", "next(measured) if p.parameter.dim() > 1", "next(measured) if p.parameter.dim() > 0"),
+        ("scales", "next(measured) if point.parameter.dim() > 1", "next(measured) if point.parameter.dim() > 0"),
     ),
     "fsam-mean-never-follows": twin_of("fsam", ("directions", "alpha=1 - self.decay", "alpha=0")),
     "fsam-mean-of-this-step": twin_of(
@@ -223,7 +223,7 @@ MUTANTS = {
         "test_a_bad_gradient and skip and sam",
     ),
     "payments-left-out-of-the-state": Mutant(
-        [("step_schedules", '("step", "payments")', '("step",)')],
+        [("schedule", '("step", "payments")', '("step",)')],
         "test_optimizer_state.py",
         "test_a_run_resumed and random_count_sam",
     ),

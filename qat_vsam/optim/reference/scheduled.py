@@ -120,7 +120,22 @@ class ReferenceLateSAM(ReferenceSometimes):
         return self.t >= self.begin
 
 
-class ReferenceLookSAM(ReferencePeriodicSAM):
+class ReusesAcross:
+    """What LookSAM adds in between: g_v, the part of g_s across g. Reference: arXiv 2203.02714."""
+
+    alpha: float
+    g_v: Tensors | None = None
+
+    def keep(self, g: Tensors, g_s: Tensors) -> None:
+        """g_v = g_s - |g_s| cos(theta) g / |g|."""
+        self.g_v = across(g, g_s)
+
+    def reused(self, g: Tensors) -> Tensors:
+        """g + alpha |g| / (|g_v| + 1e-12) g_v."""
+        return g if self.g_v is None else plus(1, g, self.alpha * norm(g) / (norm(self.g_v) + 1e-12), self.g_v)
+
+
+class ReferenceLookSAM(ReusesAcross, ReferencePeriodicSAM):
     """g_v, the part of g_s across g, is added in between. Reference: arXiv 2203.02714.
 
     Args:
@@ -131,15 +146,6 @@ class ReferenceLookSAM(ReferencePeriodicSAM):
     def __init__(self, w: Tensors, gradient: Gradient, *, k: int = 5, alpha: float = 0.7, **sgd: Any) -> None:
         super().__init__(w, gradient, k=k, **sgd)
         self.alpha = alpha
-        self.g_v: Tensors | None = None
-
-    def keep(self, g: Tensors, g_s: Tensors) -> None:
-        """g_v = g_s - |g_s| cos(theta) g / |g|."""
-        self.g_v = across(g, g_s)
-
-    def reused(self, g: Tensors) -> Tensors:
-        """g + alpha |g| / (|g_v| + 1e-12) g_v."""
-        return g if self.g_v is None else plus(1, g, self.alpha * norm(g) / (norm(self.g_v) + 1e-12), self.g_v)
 
 
 class ReferenceAESAM(ReferenceSometimes):
@@ -185,7 +191,7 @@ class ReferenceAESAM(ReferenceSometimes):
         return self.t == 0 or square >= self.thresholds[-1]
 
 
-class ReferenceAELookSAM(ReferenceAESAM):
+class ReferenceAELookSAM(ReusesAcross, ReferenceAESAM):
     """LookSAM whose g_v is renewed where AE-SAM takes g_s. Reference: arXiv 2304.14647.
 
     Args:
@@ -196,15 +202,6 @@ class ReferenceAELookSAM(ReferenceAESAM):
     def __init__(self, w: Tensors, gradient: Gradient, *, alpha: float = 0.7, **options: Any) -> None:
         super().__init__(w, gradient, **options)
         self.alpha = alpha
-        self.g_v: Tensors | None = None
-
-    def keep(self, g: Tensors, g_s: Tensors) -> None:
-        """As LookSAM."""
-        self.g_v = across(g, g_s)
-
-    def reused(self, g: Tensors) -> Tensors:
-        """As LookSAM."""
-        return g if self.g_v is None else plus(1, g, self.alpha * norm(g) / (norm(self.g_v) + 1e-12), self.g_v)
 
 
 class ReferenceSplitSGD(ReferenceSAM):

@@ -1,0 +1,110 @@
+"""The sections of a recipe: model, data, quantization, optimizer and training, each with the values it may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# a run's name becomes a folder: no separators that leave it, no hidden names
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
+
+
+OptimizerName = Literal[
+    "sgd",
+    "sam",
+    "vsam",
+    "asam",
+    "looksam",
+    "ae_sam",
+    "ae_looksam",
+    "random_sam",
+    "esam",
+    "fsam",
+    "msam",
+    "s2_sam",
+    "sam_on",
+    "le_sam",
+    "saq",
+    "split_sgd",
+    "periodic_sam",
+    "random_count_sam",
+    "ramp_sam",
+    "late_sam",
+]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """Which network, and its first weights."""
+
+    name: str
+    checkpoint: str | None = None
+    options: dict[str, Any] = {}
+    mean: list[float] | None = None
+    std: list[Positive] | None = None
+
+
+class DataSection(Section):
+    """Which images, and how many of them train, validate and test."""
+
+    name: str
+    root: str | None = None
+    train_size: Annotated[int, Field(ge=1)] | None = None
+    validation_size: Annotated[int, Field(ge=1)] | None = None
+    validation_from: Literal["train", "test"] = "train"
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    augment: Literal["crop_flip", "crop2_flip", "shift"] | None = None
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    drop_last: bool = True
+    options: dict[str, Any] = {}
+
+
+class QuantSection(Section):
+    """Bits and policy; `None` in its place leaves the network in float32."""
+
+    bits: str
+    target: Literal["simulated", "onnxruntime"] = "simulated"
+    method: Literal["lsq", "minmax"] = "lsq"
+    first_last_bits: Annotated[int, Field(ge=1, le=8)] | None = 8
+    keep: list[str] = []
+    calibration_images: Annotated[int, Field(ge=1)] = 1024
+
+
+class OptimizerSection(Section):
+    """The sharpness-aware optimizer and its base; further keys are options of the named optimizer."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: OptimizerName = "vsam"
+    base: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-4
+    step_size_lr_factor: Positive = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the named optimizer (rho, gradient_budget, ...)."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    epochs: Annotated[int, Field(ge=0)] = 2
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    log_every: Annotated[int, Field(ge=1)] = 10
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    compile_quantizers: bool = False
