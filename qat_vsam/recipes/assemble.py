@@ -212,7 +212,7 @@ def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
     return nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
 
 
-def evaluations_per_step(recipe: Recipe, steps_per_epoch: int = 1) -> tuple[float, float]:
+def evaluations_per_step(recipe: Recipe, steps_per_epoch: int) -> tuple[float, float]:
     """Least and most gradient evaluations a step of the recipe's optimizer, on average over a run."""
     # a small network with one of each kind of layer will do to ask
     stand_in = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))

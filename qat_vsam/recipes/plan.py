@@ -62,12 +62,13 @@ def plan(recipe: Recipe) -> Plan:
     if spec is not None:
         prepare(model, spec)
     after = model_size(model)
+    steps_per_epoch = _steps_per_epoch(recipe)
     return Plan(
         parameters=before.parameters,
         float_bytes=before.float_bytes,
         packed_bytes=after.packed_bytes,
-        steps=_steps(recipe),
-        evaluations_per_step=assemble.evaluations_per_step(recipe),
+        steps=None if steps_per_epoch is None else steps_per_epoch * recipe.train.epochs,
+        evaluations_per_step=assemble.evaluations_per_step(recipe, steps_per_epoch or 1),
     )
 
 
@@ -108,7 +109,7 @@ def _range(low: float, high: float) -> str:
     return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
-def _steps(recipe: Recipe) -> int | None:
+def _steps_per_epoch(recipe: Recipe) -> int | None:
     data = recipe.data
     images = data.train_size
     if images is None and data.name == "digits":
@@ -119,5 +120,4 @@ def _steps(recipe: Recipe) -> int | None:
             images -= images // 10 if data.validation_size is None else data.validation_size
     if images is None:
         return None
-    steps = images // data.batch_size if data.drop_last else -(-images // data.batch_size)
-    return steps * recipe.train.epochs
+    return images // data.batch_size if data.drop_last else -(-images // data.batch_size)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from qat_vsam import config
+from qat_vsam.recipes.assemble import list_optimizers
+from qat_vsam.sections import OptimizerName
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -74,6 +76,21 @@ def test_validate_tells_the_cost_before_it_is_paid(command_line: Call, recipe_fi
     assert code == 0
     assert "gradient_budget: 1.2" in out
     assert "18 in 15 steps" in out
+
+
+def test_validate_knows_the_length_of_the_run_that_second_gradients_are_counted_over(
+    command_line: Call, recipe_file: Path
+) -> None:
+    text = recipe_file.read_text().replace("{name: vsam, lr: 0.05, rho: 0.1}", "{name: random_count_sam, count: 6}")
+    recipe_file.write_text(text)
+    code, out, err = command_line("validate", recipe_file, "train.epochs=3")
+    assert code == 0, err
+    assert "gradient evaluations  1.4 a step" in out
+    assert "21 in 15 steps" in out
+
+
+def test_a_recipe_may_name_every_optimizer_there_is_and_no_other() -> None:
+    assert set(get_args(OptimizerName)) == set(list_optimizers())
 
 
 def test_validate_shows_every_arm_of_a_comparison(command_line: Call) -> None:
