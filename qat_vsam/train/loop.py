@@ -86,10 +86,10 @@ def fit(
 ) -> FitResult:
     """Train `model`, or go on with the training that `run` holds.
 
-    With a run folder the training is written down after each epoch, every `checkpoint_every_steps` steps and
-    when SIGINT or SIGTERM asks for a stop; called again with the same arguments it goes on from there and
-    ends in the same bits as an undisturbed training with the same thread count; on a GPU as far
-    as its kernels repeat themselves (cuDNN is asked to).
+    With a run folder the training is written down after an epoch (of short ones after those that end at least 50
+    steps later), every `checkpoint_every_steps` steps and when SIGINT or SIGTERM asks for a stop; called again with
+    the same arguments it goes on from there and ends in the same bits as an undisturbed training with the same
+    thread count; on a GPU as far as its kernels repeat themselves (cuDNN is asked to).
 
     The optimizer gets `step(closure, batch_size=b)` if it has `gradient_evaluations`, else `step(closure)`.
     `closure(rows)` leaves the gradient of the mean loss over those rows of the batch in `.grad`.

@@ -18,6 +18,9 @@ from qat_vsam.train.run_folder import RunFolder
 from qat_vsam.train.signals import Interrupted, StopSignals
 from qat_vsam.train.state import TrainingState
 
+# A checkpoint costs about as much as a few steps of a small net.
+STEPS_WORTH_SAVING = 50
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -77,6 +80,7 @@ class Recorder:
         self._plan = plan
         self._signals = StopSignals()
         self._loss: float | None = None
+        self._saved = 0
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Recorder:
@@ -86,7 +90,7 @@ class Recorder:
             saved = self._run.restore()
             if saved is not None:
                 self.state.load_state_dict(saved)
-                self.resumed_from = self.state.ledger.steps
+                self.resumed_from = self._saved = self.state.ledger.steps
         self._exits.enter_context(self.clock.training())
         self._tell("start")
         return self
@@ -119,7 +123,7 @@ class Recorder:
         self._stop_if_asked()
 
     def after_epoch(self, validation_accuracy: float | None) -> None:
-        """Log the epoch, write its checkpoint and stop if asked.
+        """Log the epoch, write a checkpoint if there is enough to lose, and stop if asked.
 
         Args:
             validation_accuracy: in 0..1, None if the epoch was not validated.
@@ -148,7 +152,9 @@ class Recorder:
                 },
             )
         self._tell("epoch")
-        self._save()
+        last = self.state.epoch == self._plan.epochs
+        if last or self._stop_asked or self.state.stopped or ledger.steps - self._saved >= STEPS_WORTH_SAVING:
+            self._save()
         self._stop_if_asked()
 
     def _log_step(self, loss: torch.Tensor | None, learning_rate: float) -> None:
@@ -179,6 +185,7 @@ class Recorder:
             return
         with self.clock.paused():
             self._run.save(self.state.epoch, self.state.ledger.steps, self.state.state_dict())
+        self._saved = self.state.ledger.steps
         self._tell("checkpoint")
 
     @property

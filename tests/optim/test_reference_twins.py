@@ -132,10 +132,8 @@ TWINS = {
         {},
     ),
     "vsam": (
-        {"rho": None, "loss_increase": 0.1, "largest_radius": 0.05, "gradient_budget": 1.15},
-        lambda p: ReferenceBudget(
-            p.copies(), p.gradient, budget=Fraction(23, 20), sigma=0.1, kappa=0.05, batch_size=BATCH, **SGD
-        ),
+        {},
+        lambda p: ReferenceBudget(p.copies(), p.gradient, budget=Fraction(23, 20), rho=0.05, batch_size=BATCH, **SGD),
         {},
     ),
 }

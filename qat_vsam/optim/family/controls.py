@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from qat_vsam.errors import ConfigError, explain
 from qat_vsam.optim.methods import Split
 from qat_vsam.optim.psf import PSF
 from qat_vsam.optim.schedule import EveryStep
@@ -103,9 +104,13 @@ class RandomCountSAM(SharpnessAware):
     Args:
         params, base_optimizer, rho, **options: As for `SAM`.
         count: Second gradients over the run.
+        fraction: Instead of `count`: second gradients as a fraction of `total_steps`.
         total_steps: Length of the run.
         reuse: gamma.
         seed: Of the draws.
+
+    Raises:
+        ConfigError: Not one of `count` and `fraction` was given, or it is out of range.
 
     Example:
         >>> import torch
@@ -130,13 +135,21 @@ class RandomCountSAM(SharpnessAware):
         params: ParamsT,
         base_optimizer: type[Optimizer],
         *,
-        count: int,
         total_steps: int,
+        count: int | None = None,
+        fraction: float | None = None,
         rho: float = 0.05,
         reuse: float = 0.7,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if (count is None) == (fraction is None):
+            given = f"count={count}, fraction={fraction}"
+            raise ConfigError(explain("random steps", given, "one of the two", "give count=20 alone"))
+        if fraction is not None:
+            if not 0 <= fraction <= 1:
+                raise ConfigError(explain("fraction", fraction, "a number in [0, 1]", "use 0.15"))
+            count = round(fraction * total_steps)
         schedule = RandomSteps(count=count, total_steps=total_steps, seed=seed)
         super().__init__(params, base_optimizer, schedule=schedule, psf=PSF(reuse), rho=rho, **options)
 

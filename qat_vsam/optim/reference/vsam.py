@@ -21,7 +21,6 @@ class ReferenceBudget(ReferenceSAM):
         batch_size: Rows of the batch.
         gamma: Decay of h; 0: no reuse.
         ascend_only: Ascend along the part and take the whole batch's gradient there; no h.
-        sigma, kappa: If given, the radius is min(sigma / |g_A|, kappa |w|) instead of rho.
     """
 
     def __init__(
@@ -34,13 +33,9 @@ class ReferenceBudget(ReferenceSAM):
         batch_size: int,
         gamma: float = 0.7,
         ascend_only: bool = False,
-        sigma: float | None = None,
-        kappa: float = 0.05,
         **sgd: Any,
     ) -> None:
         super().__init__(w, gradient, **sgd)
-        self.sigma = sigma
-        self.kappa = kappa
         self.budget = budget
         self.rows = math.floor(q * batch_size)
         self.q = Fraction(self.rows, batch_size)
@@ -66,8 +61,7 @@ class ReferenceBudget(ReferenceSAM):
         self.cost += self.q
         part, rest, q = slice(0, self.rows), slice(self.rows, None), float(self.q)
         g_A = self.gradient(self.w, part)
-        r = self.rho if self.sigma is None else min(self.sigma / (norm(g_A) + 1e-12), self.kappa * norm(self.w))
-        there = perturbed(self.w, g_A, r)
+        there = perturbed(self.w, g_A, self.rho)
         if self.ascend_only:
             self.descend(self.gradient(there, ALL))
             return
