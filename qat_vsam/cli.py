@@ -237,21 +237,25 @@ def verify(
 @app.command()
 def bench(
     file: Annotated[str | None, typer.Argument(help="a comparison, to time its arms; none: ResNet steps")] = None,
-    repeats: Annotated[int, typer.Option(min=3, help="timed rounds")] = 30,
+    sizes: Annotated[bool, typer.Option("--sizes", help="networks of 0.1 M to 90 M parameters instead")] = False,
+    repeats: Annotated[int | None, typer.Option(min=3, help="timed rounds; 30, for ResNet steps 8")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     data_root: DataRoot = None,
 ) -> None:
     """Time training steps, interleaved in one process; ratios matter, absolute times do not."""
     from qat_vsam import recipes
 
+    if file is not None and sizes:
+        raise ConfigError(explain("--sizes", f"a file, {file}", "one of the two", "leave the file or --sizes out"))
     if file is None:
         with _console() as listener:
-            for table in recipes.bench_steps(repeats=repeats, threads=threads, listener=listener):
+            measure = recipes.bench_sizes if sizes else recipes.bench_steps
+            for table in measure(repeats=repeats or 8, threads=threads, listener=listener):
                 _echo_lines(table.lines())
         return
     from qat_vsam.config import find_config, load_comparison
 
-    comparison = load_comparison(find_config(file), [f"bench.repeats={repeats}"])
+    comparison = load_comparison(find_config(file), [f"bench.repeats={repeats or 30}"])
     arms = {arm: comparison.arm(arm, 0) for arm in comparison.arms}
     measured = recipes.bench_arms(arms, comparison.bench, data_root, threads, comparison.roles)
     for row in measured["rows"]:

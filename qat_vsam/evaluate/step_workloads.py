@@ -114,7 +114,7 @@ def step_workloads(
         shape: (B, C, H, W) of the random batch.
         optimizers: name and factory, the plain one first.
         bits: preset of the quantization; first and last layer have 8 bits, batch norms stay.
-        implementations: subset of `IMPLEMENTATIONS`.
+        implementations: subset of `IMPLEMENTATIONS`; none for float32 alone.
         steps: of each call, see `StepWorkload`.
 
     Raises:
@@ -133,9 +133,10 @@ def step_workloads(
     y = torch.randint(0, 10, shape[:1], generator=generator)
     float_model = model.to(memory_format=torch.channels_last).train()
     quantized = copy.deepcopy(float_model)
-    prepare(quantized, QuantSpec.preset(bits), sample=x[:2])
-    calibrate(quantized, [x])
-    quantized.train()
+    if implementations:
+        prepare(quantized, QuantSpec.preset(bits), sample=x[:2])
+        calibrate(quantized, [x])
+        quantized.train()
 
     def workload(base: nn.Module, factory: OptimizerFactory, implementation: str = "eager") -> StepWorkload:
         own = _implement(copy.deepcopy(base), implementation, x)
