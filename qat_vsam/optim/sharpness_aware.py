@@ -22,18 +22,20 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.optim.directions import forget
 from qat_vsam.optim.distributed import Ranks
 from qat_vsam.optim.gradients import Gradients, global_norm
 from qat_vsam.optim.loss_scale import LossScale, refuse_step_of_a_scaler
-from qat_vsam.optim.methods import Method, Outcome, Part, Rows
+from qat_vsam.optim.methods import Method, Outcome, Part
 from qat_vsam.optim.monitor import Monitor
 from qat_vsam.optim.passes import StepPasses
 from qat_vsam.optim.perturbation import Perturbation, build_perturbation
 from qat_vsam.optim.points import BehindQuantizer
 from qat_vsam.optim.psf import PSF
+from qat_vsam.optim.rows import Rows
 from qat_vsam.optim.schedule import EveryStep, Schedule
+from qat_vsam.optim.without_closure import step_without_closure
 from qat_vsam.optim.wrapper import OptimizerWrapper
 
 logger = logging.getLogger(__name__)
@@ -190,7 +192,7 @@ class SharpnessAware(OptimizerWrapper):
         """
         refuse_step_of_a_scaler(self)
         if closure is None:
-            return self._step_without_closure()
+            return step_without_closure(self)
         self._meet_ranks()
         if not self.steps:
             forget(self.state)
@@ -325,34 +327,6 @@ class SharpnessAware(OptimizerWrapper):
             torch.nn.utils.clip_grads_with_norm_(list(self.parameters()), self.max_grad_norm, norm)
         for hook in self._gradient_hooks.values():
             hook(self)
-
-    def _step_without_closure(self) -> Tensor:
-        # torch.distributed.checkpoint makes an optimizer's state by a step with zero gradients and lr 0.
-        if all(float(group["lr"]) == 0 for group in self.param_groups):
-            gradients = {p: p.grad for p in self.parameters() if p.grad is not None}
-            if not any(bool(gradient.any()) for gradient in gradients.values()):
-                self.base.step()
-                self._make_room(gradients)
-                return torch.zeros(())
-        raise InputError(
-            explain(
-                "step()",
-                "no closure",
-                "a function that zeroes the gradients, computes the loss, calls backward and returns it",
-                "pass step(closure): the gradient at displaced weights is computed inside the step. Lightning passes "
-                "one under automatic optimization; with accelerate call optimizer.step(closure), accelerator.backward "
-                "inside the closure; for the Hugging Face Trainer override training_step",
-            )
-        )
-
-    def _make_room(self, zeros: Gradients) -> None:
-        # A checkpoint is loaded into the tensors that are there.
-        direction = self.perturbation.direction
-        with self.perturbation.points(self.param_groups, self.model) as points:
-            slopes = {point.parameter: zeros[point.parameter] for point in points if point.parameter in zeros}
-        direction.keep(self.state, direction.next_memory({}, slopes if direction.remembers == "slopes" else zeros))
-        if self.method.uses_first:
-            self.psf.begin(self.state, zeros)
 
     def measured(self, gradients: Gradients) -> Tensor:
         """The norm over the schedule's last tensors: in model order, of role weight where there are roles."""

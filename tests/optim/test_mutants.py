@@ -70,12 +70,12 @@ MUTANTS = {
         "test_one_norm_over_all_groups",
     ),
     "batch-norm-counted-with-both-parts": Mutant(
-        [("methods", "return self.separate or not self.part_moves", "return True")],
+        [("rows", "return self.separate or not self.part_moves", "return True")],
         "test_step_contract.py",
         "test_batch_norm_moves_once_a_step and large-part",
     ),
     "statistics-from-the-smaller-part": Mutant(
-        [("methods", "self.rest is None or self.share > 0.5", "self.rest is None or self.share < 0.5")],
+        [("rows", "self.rest is None or self.share > 0.5", "self.rest is None or self.share < 0.5")],
         "test_step_contract.py",
         "test_running_statistics_come_from_the_larger_part",
     ),
