@@ -13,8 +13,7 @@ needs it: h if it is kept, the mixture with the rest of the batch, a schedule th
 DistributedDataParallel: with `fully_shard` no rank ever holds a gradient of its own. Where e lies along what
 earlier steps left (`MSAM`, `S2SAM`) both are the same. ESAM picks its rows on each rank among that rank's own.
 
-Quantized networks go with DistributedDataParallel: `fully_shard` takes no parameters without axes, such as the
-step size of a whole tensor.
+`fully_shard` takes no parameters without axes: a step size of a whole tensor must have the shape (1,).
 
 Ranks stay bit-equal, and take the same number of passes, because whatever decides is the same on all of them:
 norms of averaged gradients, draws that are a function of seed and step, and the share that the schedule asks for

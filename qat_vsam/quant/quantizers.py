@@ -179,7 +179,7 @@ class Quantizer(nn.Module, ABC):
 class LSQQuantizer(Quantizer):
     """A learned step size (arXiv 1902.08153), by `functional.lsq_quantize`.
 
-    The step size is a Parameter of shape () or (channels,). Its gradient is scaled by 1 / sqrt(N Qp), N being
+    The step size is a Parameter of shape (1,) or (channels,); `fully_shard` takes none without an axis. Its gradient is scaled by 1 / sqrt(N Qp), N being
     the number of elements that share it; for an activation those of one sample. At 1 bit and signed the grid
     is {-s, s}, by `functional.sign_quantize`.
 
@@ -197,10 +197,14 @@ class LSQQuantizer(Quantizer):
     step_size: nn.Parameter
 
     def _register_scale(self, ones: Tensor) -> None:
-        self.step_size = nn.Parameter(ones)
+        self.step_size = nn.Parameter(ones.reshape(-1))
+
+    @property
+    def _shaped(self) -> Tensor:
+        return self.step_size if self.granularity == "per_channel" else self.step_size.reshape(())
 
     def scale(self) -> Tensor:
-        return positive_scale(self.step_size)
+        return positive_scale(self._shaped)
 
     def gradient_factor(self, x: Tensor) -> float:
         """1 / sqrt(N Qp) for this x."""
@@ -211,8 +215,8 @@ class LSQQuantizer(Quantizer):
     def _fake_quantize(self, x: Tensor) -> Tensor:
         factor = self.gradient_factor(x)
         if self.is_sign:
-            return sign_quantize(x, self.step_size, factor)
-        return lsq_quantize(x, self.step_size, self.q_min, self.q_max, factor, compiled=self.compiled)
+            return sign_quantize(x, self._shaped, factor)
+        return lsq_quantize(x, self._shaped, self.q_min, self.q_max, factor, compiled=self.compiled)
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
         step = (

@@ -95,7 +95,9 @@ def global_quantized() -> dict[str, Any]:
 def global_fsdp() -> dict[str, Any]:
     names = ("vsam-rise", "vsam-variance", "asam", "looksam", "ae-sam", "fsam", "msam")
     found = {name: against_one_process(small_net, sharded, *MEMBERS[name]) for name in names}
-    return found | {"esam": against_one_process(small_net, sharded, *SELECTING["esam"])}
+    found |= {"esam": against_one_process(small_net, sharded, *SELECTING["esam"])}
+    names = ("euclidean", "step-size")
+    return found | {f"w4a4 {name}": against_one_process(quantized_net, sharded, *QUANTIZED[name]) for name in names}
 
 
 def shards_come_back() -> dict[str, bool]:
