@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from qat_vsam.optim import RandomSAM as RandomSAM
     from qat_vsam.optim import SharpnessAware as SharpnessAware
     from qat_vsam.optim import SplitSGD as SplitSGD
+    from qat_vsam.quant import LayerRule as LayerRule
     from qat_vsam.quant import QuantSpec as QuantSpec
     from qat_vsam.quant import Summary as Summary
     from qat_vsam.quant import TensorSpec as TensorSpec
@@ -84,6 +85,7 @@ _PUBLIC = {
     "MissingDependencyError": ("errors", "MissingDependencyError"),
     "NonFiniteError": ("errors", "NonFiniteError"),
     "QatVsamError": ("errors", "QatVsamError"),
+    "LayerRule": ("quant", "LayerRule"),
     "QuantSpec": ("quant", "QuantSpec"),
     "RunFolderError": ("errors", "RunFolderError"),
     "SAM": ("optim", "SAM"),

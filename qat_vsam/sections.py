@@ -75,6 +75,7 @@ class QuantSection(Section):
     method: Literal["lsq", "minmax"] = "lsq"
     first_last_bits: Annotated[int, Field(ge=1, le=8)] | None = 8
     keep: list[str] = []
+    overrides: dict[str, str] = {}
     calibration_images: Annotated[int, Field(ge=1)] = 1024
 
 

@@ -21,14 +21,16 @@ from qat_vsam.quant.quantizers import (
     set_compiled,
     set_quantizers_enabled,
 )
-from qat_vsam.quant.spec import QuantSpec, TensorSpec, integer_range, list_methods, list_presets
+from qat_vsam.quant.spec import LayerRule, QuantSpec, list_methods, list_presets
 from qat_vsam.quant.stability import reestimate_batch_norm
 from qat_vsam.quant.statistics import TensorStatistics, initial_step_size
 from qat_vsam.quant.summary import Summary, SummaryRow
 from qat_vsam.quant.targets import list_targets
+from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
 __all__ = [
     "LSQQuantizer",
+    "LayerRule",
     "MinMaxQuantizer",
     "QuantConv2d",
     "QuantLayer",

@@ -14,8 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from qat_vsam.quant.quantizers import Quantizer, make_quantizer
-from qat_vsam.quant.spec import TensorSpec
 from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
+from qat_vsam.quant.tensor_spec import TensorSpec
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

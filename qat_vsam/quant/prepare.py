@@ -13,8 +13,9 @@ from qat_vsam.quant.layers import QuantConv2d, QuantLayer, QuantLinear, quant_la
 from qat_vsam.quant.modes import evaluating, inputs_of
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
-from qat_vsam.quant.spec import QuantSpec, TensorSpec
+from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.summary import Summary, SummaryRow
+from qat_vsam.quant.tensor_spec import TensorSpec
 
 QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
 
@@ -29,9 +30,9 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
     """Replace convolution and linear layers by their quantized twins, in place.
 
     Every `nn.Conv2d` and `nn.Linear` is replaced or listed with the reason why not; other modules with
-    parameters are listed. The first and the last of them in module order get `spec.first_last_bits`. Weight
-    step sizes are set at once, those of the inputs by `calibrate`. With quantizers off the model computes the
-    same bits as before.
+    parameters are listed. The first and the last of them in module order get `spec.first_last_bits`, unless one
+    of `spec.overrides` names them. Weight step sizes are set at once, those of the inputs by `calibrate`. With
+    quantizers off the model computes the same bits as before.
 
     Args:
         model: float model; its Parameter objects stay the same. An exception leaves it unchanged.
@@ -43,8 +44,8 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         Summary, one row for each layer.
 
     Raises:
-        ConfigError: an unknown name in `spec.keep`, a model that is prepared already, or one without a layer
-            that could be quantized.
+        ConfigError: an unknown name in `spec.keep` or `spec.overrides`, a model that is prepared already, or one
+            without a layer that could be quantized.
         InputError: NaN or infinity in a weight or in the sample.
 
     Example:
@@ -71,9 +72,9 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         with evaluating(model):
             x = next(inputs_of([sample], model))
             groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
-    edges = _first_and_last(model)
+    edges, rules = _first_and_last(model), _rules(model, spec.overrides)
     twins = {
-        module: QUANTIZED_TWIN[type(module)].from_float(module, *_tensor_specs(spec, at_edge=name in edges))
+        module: QUANTIZED_TWIN[type(module)].from_float(module, *_tensor_specs(spec, rules.get(name), name in edges))
         for name, module in targets.items()
     }
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -103,7 +104,9 @@ def _check_weight(name: str, module: nn.Module) -> None:
         raise InputError(explain(f"{name}.weight", "NaN or infinity", "finite weights", advice))
 
 
-def _tensor_specs(spec: QuantSpec, at_edge: bool) -> tuple[TensorSpec, TensorSpec | None]:
+def _tensor_specs(spec: QuantSpec, rule: LayerRule | None, at_edge: bool) -> tuple[TensorSpec, TensorSpec | None]:
+    if rule is not None and rule.weight is not None:
+        return rule.weight, rule.activation
     if not at_edge or spec.first_last_bits is None:
         return spec.weight, spec.activation
     activation = spec.activation
@@ -115,7 +118,8 @@ def _tensor_specs(spec: QuantSpec, at_edge: bool) -> tuple[TensorSpec, TensorSpe
 
 def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
     """For each layer with parameters, in module order: why it stays in float, "" if it does not."""
-    kept = _kept(model, spec.keep)
+    kept = {name: entry for entry, names in _named(model, "keep", spec.keep).items() for name in names}
+    rules = _rules(model, spec.overrides)
     edges = _first_and_last(model) if spec.first_last_bits is None else set()
     by_parent = _read_by_parent(model)
     reasons: dict[str, str] = {}
@@ -131,6 +135,8 @@ def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
             reasons[name] = _unsupported(module)
         elif "weight" not in module._parameters or isinstance(module.weight, nn.UninitializedParameter):
             reasons[name] = "its weight is no plain Parameter (weight_norm or a lazy module)"
+        elif name in rules:
+            reasons[name] = "" if rules[name].weight is not None else f"override: {rules[name].layers}"
         elif name in kept:
             reasons[name] = f"keep: {kept[name]}"
         elif name in edges:
@@ -171,28 +177,40 @@ def _first_and_last(model: nn.Module) -> set[str]:
     return {*names[:1], *names[-1:]}
 
 
-def _kept(model: nn.Module, keep: tuple[str, ...]) -> dict[str, str]:
-    """Module name -> the entry of `keep` that names it or a module around it."""
+def _rules(model: nn.Module, overrides: tuple[LayerRule, ...]) -> dict[str, LayerRule]:
+    """Module name -> the first rule that names it or a module around it."""
+    rules: dict[str, LayerRule] = {}
+    named = _named(model, "overrides", tuple(rule.layers for rule in overrides))
+    for rule in overrides:
+        for name in named[rule.layers]:
+            rules.setdefault(name, rule)
+    return rules
+
+
+def _named(model: nn.Module, key: str, entries: tuple[str, ...]) -> dict[str, list[str]]:
+    """Entry -> the names of the modules that it names, and of all below them.
+
+    Raises:
+        ConfigError: an entry names no module.
+    """
     names = [name for name, _ in model.named_modules() if name]
-    kept: dict[str, str] = {}
-    for entry in keep:
-        chosen = [name for name in names if _matches(entry, name)]
+    named: dict[str, list[str]] = {}
+    for entry in entries:
+        chosen = [name for name in names if _matches(key, entry, name)]
         if not chosen:
             advice = "check the pattern" if entry.startswith("re:") else did_you_mean(entry, names)
-            raise ConfigError(explain("keep", entry, "a module of this model", advice))
-        for name in names:
-            if any(name == root or name.startswith(f"{root}.") for root in chosen):
-                kept.setdefault(name, entry)
-    return kept
+            raise ConfigError(explain(key, entry, "a module of this model", advice))
+        named[entry] = [name for name in names if any(name == root or name.startswith(f"{root}.") for root in chosen)]
+    return named
 
 
-def _matches(entry: str, name: str) -> bool:
+def _matches(key: str, entry: str, name: str) -> bool:
     if not entry.startswith("re:"):
         return entry == name
     try:
         return re.fullmatch(entry.removeprefix("re:"), name) is not None
     except re.error as error:
-        raise ConfigError(explain("keep", entry, "a regular expression", f"mend it: {error}")) from error
+        raise ConfigError(explain(key, entry, "a regular expression", f"mend it: {error}")) from error
 
 
 def _rows(model: nn.Module, floats: dict[str, nn.Module], reasons: dict[str, str]) -> list[SummaryRow]:

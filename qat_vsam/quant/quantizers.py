@@ -26,8 +26,8 @@ from qat_vsam.quant.functional import (
     sign_quantize,
 )
 from qat_vsam.quant.kernels import compiled_kernels
-from qat_vsam.quant.spec import TensorSpec, integer_range
 from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics, initial_step_size, range_step
+from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
 Role = Literal["weight", "activation"]
 
@@ -179,9 +179,9 @@ class Quantizer(nn.Module, ABC):
 class LSQQuantizer(Quantizer):
     """A learned step size (arXiv 1902.08153), by `functional.lsq_quantize`.
 
-    The step size is a Parameter of shape (1,) or (channels,); `fully_shard` takes none without an axis. Its gradient is scaled by 1 / sqrt(N Qp), N being
-    the number of elements that share it; for an activation those of one sample. At 1 bit and signed the grid
-    is {-s, s}, by `functional.sign_quantize`.
+    The step size is a Parameter of shape (1,) or (channels,); `fully_shard` takes none without an axis. Its
+    gradient is scaled by 1 / sqrt(N Qp), N being the number of elements that share it; for an activation those of
+    one sample. At 1 bit and signed the grid is {-s, s}, by `functional.sign_quantize`.
 
     Example:
         >>> from qat_vsam.quant import LSQQuantizer, TensorSpec, TensorStatistics

@@ -1,4 +1,4 @@
-"""What is quantized: bits, signedness, granularity, method and target, as plain frozen records.
+"""What is quantized: the specs of weights and activations, the exceptions and the target, as a plain frozen record.
 
 A spec says nothing about how a quantizer computes (`quantizers.py`) nor where it sits (`layers.py`,
 `prepare.py`). It is JSON in and JSON out, so that recipes, checkpoints and reports can carry it.
@@ -10,101 +10,53 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
-from qat_vsam.quant.targets import MAX_BITS, MIN_BITS, TARGETS, TargetRules
-
-Granularity = Literal["per_tensor", "per_channel"]
-Method = Literal["lsq", "minmax"]
-
-GRANULARITIES = ("per_tensor", "per_channel")
-METHODS = ("lsq", "minmax")
-
-
-def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
-    """The smallest and largest code (Qn, Qp) of a grid.
-
-    ===========  ==========================  =================================
-    grid         codes                       note
-    ===========  ==========================  =================================
-    unsigned     0 .. 2^b - 1                `narrow` changes nothing
-    signed       -2^(b-1) .. 2^(b-1) - 1
-    signed       -2^(b-1) + 1 .. 2^(b-1) - 1  `narrow`: symmetric; 2 bits = ternary
-    1 bit, sgn.  -1 and 1                    the sign; there is no code 0
-    ===========  ==========================  =================================
-
-    Args:
-        bits: width of the code, 1 to 8.
-        signed: whether negative codes exist.
-        narrow: leave out the most negative code, so that the grid is symmetric around zero.
-
-    Raises:
-        ConfigError: `bits` is not an integer in 1..8.
-
-    Example:
-        >>> integer_range(4, signed=True), integer_range(4, signed=False), integer_range(2, True, narrow=True)
-        ((-8, 7), (0, 15), (-1, 1))
-    """
-    _check_bits("bits", bits)
-    if not signed:
-        return 0, 2**bits - 1
-    if bits == 1:
-        return -1, 1
-    half: int = 2 ** (bits - 1)
-    return (1 - half if narrow else -half), half - 1
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """How one tensor is quantized.
-
-    Args:
-        bits: width of the code, 1 to 8.
-        signed: whether negative codes exist; None lets `calibrate` decide from the data.
-        granularity: one scale for the whole tensor, or one for each output channel (axis 0).
-        method: "lsq" learns the step size (arXiv 1902.08153); "minmax" reads it from the tensor's range.
-        narrow: leave out the most negative code (2 bits become ternary).
-
-    Raises:
-        ConfigError: a value outside these choices.
-
-    Example:
-        >>> TensorSpec(bits=4, signed=True, granularity="per_channel").scheme
-        'int4 per channel, lsq'
-    """
-
-    bits: int
-    signed: bool | None = None
-    granularity: Granularity = "per_tensor"
-    method: Method = "lsq"
-    narrow: bool = False
-
-    def __post_init__(self) -> None:
-        _check_bits("bits", self.bits)
-        _check_choice("granularity", self.granularity, GRANULARITIES)
-        _check_choice("method", self.method, METHODS)
-        if self.signed not in (True, False, None):
-            raise ConfigError(explain("signed", self.signed, "true, false or null", "set one of these"))
-        if self.narrow not in (True, False):
-            raise ConfigError(explain("narrow", self.narrow, "true or false", "set one of these"))
-
-    @property
-    def scheme(self) -> str:
-        """One phrase for tables, such as "uint4 per tensor, lsq"; "int/uint" while the sign is open."""
-        kind = {True: "int", False: "uint", None: "int/uint"}[self.signed]
-        if self.bits == 1 and self.signed:
-            return f"sign x mean, {self.granularity.replace('_', ' ')}"
-        narrow = " narrow" if self.narrow and self.signed is not False else ""
-        return f"{kind}{self.bits}{narrow} {self.granularity.replace('_', ' ')}, {self.method}"
-
-    def with_bits(self, bits: int) -> TensorSpec:
-        """The same spec at another width."""
-        return dataclasses.replace(self, bits=bits)
-
+from qat_vsam.quant.targets import TARGETS, TargetRules
+from qat_vsam.quant.tensor_spec import METHODS, Method, TensorSpec, check_bits, check_choice, check_keys
 
 _COMMON_PRESETS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a2", "w8", "w4")
 _PRESET = re.compile(r"w(\d+)(?:a(\d+))?")
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """How some layers are quantized, whatever holds for the others.
+
+    Args:
+        layers: a module's name, which stands for everything below it too, or "re:PATTERN", a regular expression
+            for whole names.
+        weight: spec of their weights; None keeps the layers in float.
+        activation: spec of their inputs; None leaves these in float.
+
+    Raises:
+        ConfigError: inputs are quantized but no weights, or each channel of an input has a scale of its own.
+
+    Example:
+        >>> LayerRule.preset("re:layer4.*", "w8a8").weight.bits
+        8
+    """
+
+    layers: str
+    weight: TensorSpec | None
+    activation: TensorSpec | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, str) or not self.layers:
+            raise ConfigError(explain("layers", repr(self.layers), "a module's name or re:PATTERN", "write one"))
+        if self.weight is None and self.activation is not None:
+            advice = "give a weight spec, or leave both out to keep the layers in float"
+            raise ConfigError(explain(f"override {self.layers}", "an activation alone", "a weight spec too", advice))
+        _check_activation(f"override {self.layers}: activation", self.activation)
+
+    @classmethod
+    def preset(cls, layers: str, bits: str, *, method: Method = "lsq", narrow: bool = False) -> LayerRule:
+        """The rule of a short name, as for `QuantSpec.preset`, or of "float"."""
+        if bits == "float":
+            return cls(layers, None)
+        spec = QuantSpec.preset(bits, method=method, narrow=narrow)
+        return cls(layers, spec.weight, spec.activation)
 
 
 @dataclass(frozen=True)
@@ -117,6 +69,7 @@ class QuantSpec:
         first_last_bits: weight and activation bits of the first and the last layer; None keeps both in float.
         keep: module names that stay in float, everything below them included; "re:PATTERN" matches whole
             names by a regular expression.
+        overrides: rules for some layers; the first that names a layer holds, before `keep` and `first_last_bits`.
         target: "simulated" (the papers' convention) or "onnxruntime" (only what that runtime computes).
 
     Raises:
@@ -136,6 +89,7 @@ class QuantSpec:
     first_last_bits: int | None = 8
     keep: tuple[str, ...] = ()
     target: str = "simulated"
+    overrides: tuple[LayerRule, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, TensorSpec):
@@ -144,23 +98,24 @@ class QuantSpec:
             raise ConfigError(explain("keep", repr(self.keep), "a list of module names", "write ['name']"))
         object.__setattr__(self, "keep", tuple(self.keep))
         if self.first_last_bits is not None:
-            _check_bits("first_last_bits", self.first_last_bits)
-        if self.activation is not None and self.activation.granularity != "per_tensor":
-            raise ConfigError(
-                explain(
-                    "activation.granularity",
-                    self.activation.granularity,
-                    "per_tensor",
-                    "a scale for each channel of an activation cannot leave the sum of a convolution",
-                )
-            )
-        _check_choice("target", self.target, tuple(TARGETS))
+            check_bits("first_last_bits", self.first_last_bits)
+        _check_activation("activation", self.activation)
+        object.__setattr__(self, "overrides", tuple(self.overrides))
+        if not all(isinstance(rule, LayerRule) for rule in self.overrides):
+            advice = 'write LayerRule.preset("NAME", "w8a8")'
+            raise ConfigError(explain("overrides", repr(self.overrides), "a list of LayerRule", advice))
+        check_choice("target", self.target, tuple(TARGETS))
         self._check_target(TARGETS[self.target])
 
     def _check_target(self, rules: TargetRules) -> None:
         widths = [("weight.bits", self.weight.bits, rules.weight_bits)]
         if self.activation is not None:
             widths.append(("activation.bits", self.activation.bits, rules.activation_bits))
+        for rule in self.overrides:
+            if rule.weight is not None:
+                widths.append((f"override {rule.layers}: weight.bits", rule.weight.bits, rules.weight_bits))
+            if rule.activation is not None:
+                widths.append((f"override {rule.layers}: activation.bits", rule.activation.bits, rules.activation_bits))
         if self.first_last_bits is not None:
             both = tuple(bits for bits in rules.weight_bits if bits in rules.activation_bits)
             widths.append(("first_last_bits", self.first_last_bits, both))
@@ -169,10 +124,10 @@ class QuantSpec:
                 nearest = min(allowed, key=lambda choice, bits=bits: abs(choice - bits))  # type: ignore[misc]
                 expected = f"{allowed[0]}..{allowed[-1]} for target {self.target}"
                 raise ConfigError(explain(key, bits, expected, f"the nearest it can run is {nearest}"))
-        if self.weight.signed is False and not rules.unsigned_weights:
-            raise ConfigError(
-                explain("weight.signed", False, f"true for target {self.target}", "set weight.signed to true")
-            )
+        for weight in (self.weight, *(rule.weight for rule in self.overrides)):
+            if weight is not None and weight.signed is False and not rules.unsigned_weights:
+                expected = f"true for target {self.target}"
+                raise ConfigError(explain("weight.signed", False, expected, "set weight.signed to true"))
 
     @classmethod
     def preset(
@@ -181,6 +136,7 @@ class QuantSpec:
         *,
         target: str = "simulated",
         keep: Iterable[str] = (),
+        overrides: Iterable[LayerRule] = (),
         method: Method = "lsq",
         first_last_bits: int | None = 8,
         narrow: bool = False,
@@ -192,7 +148,7 @@ class QuantSpec:
 
         Args:
             name: "wX" or "wXaY", X and Y in 1..8.
-            target, keep, first_last_bits: see the class.
+            target, keep, overrides, first_last_bits: see the class.
             method: quantizer of weights and activations.
             narrow: leave out the most negative weight code.
 
@@ -204,9 +160,9 @@ class QuantSpec:
             advice = did_you_mean(str(name), _COMMON_PRESETS)
             raise ConfigError(explain("preset", name, "a name like w4a8, or w4 for weights only", advice))
         weight_bits, activation_bits = int(match[1]), match[2]
-        _check_bits(f"preset {name}: weight bits", weight_bits)
+        check_bits(f"preset {name}: weight bits", weight_bits)
         if activation_bits is not None:
-            _check_bits(f"preset {name}: activation bits", int(activation_bits))
+            check_bits(f"preset {name}: activation bits", int(activation_bits))
         return cls(
             weight=TensorSpec(weight_bits, True, "per_channel", method, narrow),
             activation=None
@@ -215,6 +171,7 @@ class QuantSpec:
             first_last_bits=first_last_bits,
             keep=tuple([keep] if isinstance(keep, str) else keep),
             target=target,
+            overrides=tuple(overrides),
         )
 
     @property
@@ -227,6 +184,7 @@ class QuantSpec:
         """Plain values that JSON can carry; `from_dict` reads them back."""
         values = dataclasses.asdict(self)
         values["keep"] = list(self.keep)
+        values["overrides"] = list(values["overrides"])
         return values
 
     @classmethod
@@ -236,13 +194,13 @@ class QuantSpec:
         Raises:
             ConfigError: an unknown or missing key, or an impossible value.
         """
-        _check_keys("spec", values, cls)
-        arguments = dict(values)
-        for key in ("weight", "activation"):
-            if arguments.get(key) is not None:
-                _check_keys(f"spec.{key}", arguments[key], TensorSpec)
-                arguments[key] = TensorSpec(**arguments[key])
-        return cls(**arguments)
+        check_keys("spec", values, cls)
+        arguments = _with_tensor_specs("spec", values)
+        rules = []
+        for number, rule in enumerate(arguments.get("overrides", ())):
+            check_keys(f"spec.overrides[{number}]", rule, LayerRule)
+            rules.append(LayerRule(**_with_tensor_specs(f"spec.overrides[{number}]", rule)))
+        return cls(**arguments | {"overrides": tuple(rules)})
 
 
 def list_presets() -> list[str]:
@@ -255,26 +213,16 @@ def list_methods() -> list[str]:
     return list(METHODS)
 
 
-def _check_bits(key: str, bits: object) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-        nearest = max(MIN_BITS, min(MAX_BITS, bits)) if isinstance(bits, int) else MAX_BITS
-        advice = f"choose {nearest}, or keep the layer in float"
-        raise ConfigError(explain(key, bits, f"an integer in {MIN_BITS}..{MAX_BITS}", advice))
+def _with_tensor_specs(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dict(values)
+    for name in ("weight", "activation"):
+        if arguments.get(name) is not None:
+            check_keys(f"{key}.{name}", arguments[name], TensorSpec)
+            arguments[name] = TensorSpec(**arguments[name])
+    return arguments
 
 
-def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(explain(key, value, "one of " + ", ".join(choices), did_you_mean(str(value), choices)))
-
-
-def _check_keys(key: str, values: object, record: type) -> None:
-    fields = dataclasses.fields(record)
-    names = [field.name for field in fields]
-    if not isinstance(values, Mapping):
-        raise ConfigError(explain(key, repr(values), "a mapping", "give the keys " + ", ".join(names)))
-    for name in values:
-        if name not in names:
-            raise ConfigError(explain(f"{key}.{name}", "an unknown key", "a known one", did_you_mean(str(name), names)))
-    for field in fields:
-        if field.default is dataclasses.MISSING and field.name not in values:
-            raise ConfigError(explain(f"{key}.{field.name}", "nothing", "a value", "add the key"))
+def _check_activation(key: str, activation: TensorSpec | None) -> None:
+    if activation is not None and activation.granularity != "per_tensor":
+        advice = "a scale for each channel of an activation cannot leave the sum of a convolution"
+        raise ConfigError(explain(f"{key}.granularity", activation.granularity, "per_tensor", advice))

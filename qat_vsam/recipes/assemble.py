@@ -20,7 +20,7 @@ from qat_vsam.data import Batches, Dataset, Split, load_dataset
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.optim import FAMILY, SharpnessAware
-from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare, set_compiled
+from qat_vsam.quant import LayerRule, QuantSpec, calibrate, param_groups, prepare, set_compiled
 
 EVALUATION_BATCH = 500
 MOST_BYTES_ON_DEVICE = 2**31
@@ -63,6 +63,10 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
         recipe.quant.bits,
         target=recipe.quant.target,
         keep=tuple(recipe.quant.keep),
+        overrides=[
+            LayerRule.preset(layers, bits, method=recipe.quant.method)
+            for layers, bits in recipe.quant.overrides.items()
+        ],
         method=recipe.quant.method,
         first_last_bits=recipe.quant.first_last_bits,
     )
