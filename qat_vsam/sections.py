@@ -73,6 +73,10 @@ class QuantSection(Section):
     bits: str
     target: Literal["simulated", "onnxruntime"] = "simulated"
     method: Literal["lsq", "minmax"] = "lsq"
+    balanced: bool = False
+    power_of_two: bool = False
+    surrogate: Literal["ste", "ewgs", "stable"] = "ste"
+    surrogate_strength: Positive | None = None
     first_last_bits: Annotated[int, Field(ge=1, le=8)] | None = 8
     keep: list[str] = []
     overrides: dict[str, str] = {}

@@ -40,9 +40,8 @@ class Grid:
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> Grid:
-        """The grid of a quantizer; the one-bit grid {-1, +1} is the only one that has no zero."""
-        lowest, highest = int(quantizer.q_min), int(quantizer.q_max)
-        return cls(quantizer.bits, lowest, highest, 2 if (lowest, highest, quantizer.bits) == (-1, 1, 1) else 1)
+        """The grid of a quantizer."""
+        return cls(quantizer.bits, quantizer.q_min, quantizer.q_max, quantizer.code_stride)
 
     def to_dict(self) -> dict[str, int]:
         """Plain numbers for a file."""

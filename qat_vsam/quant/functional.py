@@ -7,8 +7,10 @@
     d x_hat / dx = 1            where Qn <= v <= Qp, else 0
     d x_hat / ds = q - v        where Qn <= v <= Qp, else Qn or Qp        (times the gradient factor g)
 
-The mask is taken on v, before rounding. `lsq_quantize` is the fast form, one `torch.autograd.Function`;
-`lsq_quantize_reference` says the same in plain autograd, and the tests hold one against the other.
+The mask is taken on v, before rounding. The levels q may also be all halves of odd numbers, Qn = -3/2 and Qp = 3/2
+for {-3, -1, 1, 3} s/2: then v is shifted by 1/2 for the rounding. `lsq_quantize` is the fast form, one
+`torch.autograd.Function`; `lsq_quantize_reference` says the same in plain autograd, and the tests hold one against
+the other.
 
 A scale is a tensor of shape () for a whole tensor, or (C,) for one value for each slice of axis 0.
 Everything is computed in float32 at least: under autocast a bfloat16 input is widened, quantized, and the
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qat_vsam.quant.kernels import EAGER, along_axis_0, compiled_kernels
+from qat_vsam.quant.kernels import EAGER, STRAIGHT_THROUGH, Surrogate, along_axis_0, compiled_kernels
 
 SMALLEST_STEP = 1e-8
 
@@ -42,13 +44,15 @@ def positive_scale(step_size: Tensor) -> Tensor:
     return _with_gradient_of(magnitude, magnitude.clamp_min(SMALLEST_STEP))
 
 
-def quantize(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
     """The integer codes clip(round(x / s), Qn, Qp), ties to even, as ONNX's QuantizeLinear has them.
+
+    Where the levels are halves of odd numbers the codes are twice the levels, and odd.
 
     Args:
         x: tensor of any shape.
         scale: positive, shape () or (x.shape[0],).
-        q_min, q_max: smallest and largest code, within 8 bits.
+        q_min, q_max: smallest and largest level, the codes within 8 bits.
 
     Returns:
         Tensor of x's shape; int8 where q_min is negative, uint8 otherwise.
@@ -56,9 +60,12 @@ def quantize(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
     Example:
         >>> quantize(torch.tensor([-1.0, 0.25, 0.75, 9.0]), torch.tensor(0.5), 0, 15)
         tensor([ 0,  0,  2, 15], dtype=torch.uint8)
+        >>> quantize(torch.tensor([-1.0, -0.2, 0.2, 9.0]), torch.tensor(0.5), -1.5, 1.5)
+        tensor([-3, -1,  1,  3], dtype=torch.int8)
     """
-    v = _wide(x) / along_axis_0(scale, x)
-    return v.clamp_(q_min, q_max).round_().to(torch.int8 if q_min < 0 else torch.uint8)
+    v, shift = (_wide(x) / along_axis_0(scale, x)).clamp_(q_min, q_max), q_min % 1
+    codes = v.sub_(shift).round_().add_(shift).mul_(2) if shift else v.round_()
+    return codes.to(torch.int8 if q_min < 0 else torch.uint8)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
@@ -97,8 +104,18 @@ def sign_quantize(x: Tensor, step_size: Tensor, gradient_factor: float = 1.0) ->
     return (x_hat + straight_through).to(x.dtype)
 
 
+def power_of_two(scale: Tensor) -> Tensor:
+    """2^round(log2 s), the power of two nearest to a positive scale in the logarithm; the gradient is that of s.
+
+    Example:
+        >>> power_of_two(torch.tensor([0.3, 0.7, 1.0]))
+        tensor([0.2500, 0.5000, 1.0000])
+    """
+    return _with_gradient_of(scale, torch.exp2(torch.log2(scale.detach()).round()))
+
+
 def lsq_quantize_reference(
-    x: Tensor, step_size: Tensor, q_min: int, q_max: int, gradient_factor: float = 1.0
+    x: Tensor, step_size: Tensor, q_min: float, q_max: float, gradient_factor: float = 1.0
 ) -> Tensor:
     """`lsq_quantize` in plain autograd, for tests and readers: slow, and it keeps several copies of x.
 
@@ -108,18 +125,20 @@ def lsq_quantize_reference(
     v = _wide(x) / scale
     # `clamp` itself has no gradient at the two ends, which belong to the range.
     clipped = torch.where((v >= q_min) & (v <= q_max), v, v.detach().clamp(q_min, q_max))
-    q = _with_gradient_of(clipped, clipped.round())
+    shift = q_min % 1
+    q = _with_gradient_of(clipped, (clipped - shift).round() + shift)
     return (q * scale).to(x.dtype)
 
 
 def lsq_quantize(
     x: Tensor,
     step_size: Tensor,
-    q_min: int,
-    q_max: int,
+    q_min: float,
+    q_max: float,
     gradient_factor: float = 1.0,
     *,
     compiled: bool = False,
+    surrogate: Surrogate = STRAIGHT_THROUGH,
 ) -> Tensor:
     """x_hat = s clip(round(x / s), Qn, Qp) with the gradients of learned step size quantization.
 
@@ -129,10 +148,12 @@ def lsq_quantize(
     Args:
         x: tensor of any shape, float16 to float64.
         step_size: shape () or (x.shape[0],).
-        q_min, q_max: smallest and largest code.
+        q_min, q_max: smallest and largest level, integers or both halves of odd numbers.
         gradient_factor: scales the gradient of the step size; LSQ takes 1 / sqrt(N Qp), N the number of
             elements that share it (for activations, of one sample).
         compiled: run the fused kernels of `torch.compile` instead of the eager ones.
+        surrogate: gradient of the rounding and its strength: ("ste", 0), ("ewgs", delta) or ("stable", A); see
+            `kernels.surrogate_factor`. The gradient of the step size is the same under all of them.
 
     Returns:
         Tensor of x's shape, dtype and memory format.
@@ -147,7 +168,7 @@ def lsq_quantize(
 
     Reference: arXiv 1902.08153.
     """
-    x_hat: Tensor = _LearnedStepSize.apply(x, step_size, q_min, q_max, gradient_factor, compiled)
+    x_hat: Tensor = _LearnedStepSize.apply(x, step_size, q_min, q_max, gradient_factor, compiled, surrogate)
     return x_hat
 
 
@@ -161,13 +182,20 @@ class _LearnedStepSize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step_size: Tensor, q_min: int, q_max: int, gradient_factor: float, compiled: bool
+        ctx: Any,
+        x: Tensor,
+        step_size: Tensor,
+        q_min: float,
+        q_max: float,
+        gradient_factor: float,
+        compiled: bool,
+        surrogate: Surrogate,
     ) -> Tensor:
         kernels = compiled_kernels() if compiled else EAGER
         scale = positive_scale(step_size)
         wide = _wide(x)
         x_hat = kernels.forward(wide, scale, q_min, q_max).to(x.dtype)
-        ctx.constants = (kernels, q_min, q_max, gradient_factor)
+        ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate)
         # A narrow x_hat has lost the digits that x_hat - x needs: the backward pass computes it again.
         keep = kernels.needs_x_hat and x.dtype == wide.dtype
         ctx.save_for_backward(x, step_size, x_hat if keep else None)
@@ -175,17 +203,17 @@ class _LearnedStepSize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        kernels, q_min, q_max, gradient_factor = ctx.constants
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+        kernels, q_min, q_max, gradient_factor, surrogate = ctx.constants
         x, step_size, x_hat = ctx.saved_tensors
         scale = positive_scale(step_size)
         wide, wide_gradient = _wide(x), _wide(gradient)
         if wide_gradient.stride() != wide.stride():
             wide_gradient = torch.empty_like(wide).copy_(wide_gradient)
-        gx, gs = kernels.backward(wide_gradient, wide, x_hat, scale, q_min, q_max)
+        gx, gs = kernels.backward(wide_gradient, wide, x_hat, scale, q_min, q_max, surrogate)
         gs = gs * gradient_factor
         gs = torch.where(step_size < 0, -gs, gs).to(step_size.dtype)
-        return gx.to(x.dtype), gs, None, None, None, None
+        return gx.to(x.dtype), gs, None, None, None, None, None
 
 
 def _with_gradient_of(source: Tensor, value: Tensor) -> Tensor:

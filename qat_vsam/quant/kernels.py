@@ -1,19 +1,25 @@
 """The elementwise work of the LSQ Function, in two forms: eager in-place operations, and `torch.compile`.
 
 Both take and return plain tensors, float32 or float64, without a graph. `scale` is positive, of shape () for
-the whole tensor or (C,) for the slices of axis 0.
+the whole tensor or (C,) for the slices of axis 0. The levels are q_min, q_min + 1, ..., q_max, in units of the
+scale: integers, or all of them halves of odd numbers.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from qat_vsam.errors import MissingDependencyError, explain
+
+# Name, and delta of "ewgs" or A of "stable".
+Surrogate: TypeAlias = tuple[str, float]
+STRAIGHT_THROUGH: Surrogate = ("ste", 0.0)
 
 
 class Kernels(NamedTuple):
@@ -21,13 +27,31 @@ class Kernels(NamedTuple):
 
     Args:
         forward: (x, scale, q_min, q_max) -> x_hat.
-        backward: (gradient, x, x_hat or None, scale, q_min, q_max) -> (gradient of x, gradient of the scale).
+        backward: (gradient, x, x_hat or None, scale, q_min, q_max, surrogate) -> (gradient of x, gradient of the
+            scale).
         needs_x_hat: whether `backward` is faster when it is given x_hat.
     """
 
-    forward: Callable[[Tensor, Tensor, int, int], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor | None, Tensor, int, int], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor, float, float], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor | None, Tensor, float, float, Surrogate], tuple[Tensor, Tensor]]
     needs_x_hat: bool
+
+
+def surrogate_factor(gradient: Tensor, v: Tensor, q_min: float, surrogate: Surrogate) -> Tensor:
+    """What the straight-through gradient at v = x / s is multiplied by; d is the way from v to its level.
+
+        ewgs     1 + delta sign(gradient) d
+        stable   (1 - c cos(pi d)) / (1 + c cos(pi d)),   c = sqrt(2) pi A
+
+    Reference: arXiv 2104.00903 (ewgs, there in units of the range), 2601.19320 (stable, of order 0).
+    """
+    name, strength = surrogate
+    shifted = v - q_min % 1
+    d = shifted - shifted.round()
+    if name == "ewgs":
+        return 1 + strength * gradient.sign() * d
+    wave = math.sqrt(2) * math.pi * strength * torch.cos(math.pi * d)
+    return (1 - wave) / (1 + wave)
 
 
 def along_axis_0(scale: Tensor, x: Tensor) -> Tensor:
@@ -35,13 +59,20 @@ def along_axis_0(scale: Tensor, x: Tensor) -> Tensor:
     return scale if scale.dim() == 0 else scale.reshape(-1, *[1] * (x.dim() - 1))
 
 
-def _eager_forward(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
+def _eager_forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
     s = along_axis_0(scale, x)
-    return (x / s).clamp_(q_min, q_max).round_().mul_(s)
+    v, shift = (x / s).clamp_(q_min, q_max), q_min % 1
+    return v.sub_(shift).round_().add_(shift).mul_(s) if shift else v.round_().mul_(s)
 
 
 def _eager_backward(
-    gradient: Tensor, x: Tensor, x_hat: Tensor | None, scale: Tensor, q_min: int, q_max: int
+    gradient: Tensor,
+    x: Tensor,
+    x_hat: Tensor | None,
+    scale: Tensor,
+    q_min: float,
+    q_max: float,
+    surrogate: Surrogate = STRAIGHT_THROUGH,
 ) -> tuple[Tensor, Tensor]:
     if x_hat is None:
         x_hat = _eager_forward(x, scale, q_min, q_max)
@@ -55,6 +86,8 @@ def _eager_backward(
     else:
         products = (gradient * x_hat).addcmul_(gx, x, value=-1)
         gs = products.sum(list(range(1, x.dim()))) if x.dim() > 1 else products
+    if surrogate != STRAIGHT_THROUGH:
+        gx = gx * surrogate_factor(gradient, v, q_min, surrogate)
     return gx, gs / scale
 
 
@@ -78,16 +111,21 @@ def _memory_order(x: Tensor, start: int = 0) -> list[int]:
     return sorted(range(start, x.dim()), key=x.stride, reverse=True)
 
 
-def _fused_forward(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
-    return torch.round(torch.clamp(x / scale, q_min, q_max)) * scale
+def _fused_forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
+    shift = q_min % 1
+    return (torch.round(torch.clamp(x / scale, q_min, q_max) - shift) + shift) * scale
 
 
-def _fused_backward(gradient: Tensor, x: Tensor, scale: Tensor, q_min: int, q_max: int) -> tuple[Tensor, Tensor]:
-    v = x / scale
+def _fused_backward(
+    gradient: Tensor, x: Tensor, scale: Tensor, q_min: float, q_max: float, surrogate: Surrogate
+) -> tuple[Tensor, Tensor]:
+    v, shift = x / scale, q_min % 1
     clipped = torch.clamp(v, q_min, q_max)
     inside = clipped == v
     gx = torch.where(inside, gradient, 0.0)
-    gs = (gradient * (torch.round(clipped) - torch.where(inside, v, 0.0))).sum(-1)
+    gs = (gradient * (torch.round(clipped - shift) + shift - torch.where(inside, v, 0.0))).sum(-1)
+    if surrogate != STRAIGHT_THROUGH:
+        gx = gx * surrogate_factor(gradient, v, q_min, surrogate)
     return gx, gs
 
 
@@ -101,17 +139,23 @@ def compiled_kernels() -> Kernels:
     fused_forward = torch.compile(_fused_forward, dynamic=True)
     fused_backward = torch.compile(_fused_backward, dynamic=True)
 
-    def forward(x: Tensor, scale: Tensor, q_min: int, q_max: int) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
         rows, restore = _rows(x, scale)
         return restore(fused_forward(rows, scale if scale.dim() == 0 else scale[:, None], q_min, q_max))
 
     def backward(
-        gradient: Tensor, x: Tensor, x_hat: Tensor | None, scale: Tensor, q_min: int, q_max: int
+        gradient: Tensor,
+        x: Tensor,
+        x_hat: Tensor | None,
+        scale: Tensor,
+        q_min: float,
+        q_max: float,
+        surrogate: Surrogate = STRAIGHT_THROUGH,
     ) -> tuple[Tensor, Tensor]:
         rows, restore = _rows(x, scale)
         gradient_rows, _ = _rows(gradient, scale)
         column = scale if scale.dim() == 0 else scale[:, None]
-        gx, gs = fused_backward(gradient_rows, rows, column, q_min, q_max)
+        gx, gs = fused_backward(gradient_rows, rows, column, q_min, q_max, surrogate)
         return restore(gx), gs
 
     try:

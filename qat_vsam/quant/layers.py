@@ -85,7 +85,7 @@ class QuantLayer(nn.Module):
 
     def weight_step_size(self) -> Tensor:
         """The weight quantizer's step size, in a shape that goes with the weight's; carries a graph."""
-        scale = self.weight_quantizer.scale()
+        scale = self.weight_quantizer.step()
         return scale if scale.dim() == 0 else scale.view(-1, *[1] * (self.weight.dim() - 1))
 
     def _used_weight(self) -> Tensor:

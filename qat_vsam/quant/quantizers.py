@@ -21,6 +21,7 @@ from qat_vsam.quant.functional import (
     dequantize,
     lsq_quantize,
     positive_scale,
+    power_of_two,
     quantize,
     sign_codes,
     sign_quantize,
@@ -30,6 +31,10 @@ from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics, initial_
 from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
 Role = Literal["weight", "activation"]
+_GRIDS = ("", " narrow", " balanced")
+_KINDS = {
+    kind + 4 * power: _GRIDS[kind] + (" in powers of two" if power else "") for kind in range(3) for power in (0, 1)
+}
 
 
 class Quantizer(nn.Module, ABC):
@@ -89,12 +94,22 @@ class Quantizer(nn.Module, ABC):
     @property
     def q_min(self) -> int:
         """Smallest code."""
-        return integer_range(self.bits, self.signed, self.narrow)[0]
+        return integer_range(self.bits, self.signed, self.narrow, self.spec.balanced)[0]
 
     @property
     def q_max(self) -> int:
         """Largest code."""
-        return integer_range(self.bits, self.signed, self.narrow)[1]
+        return integer_range(self.bits, self.signed, self.narrow, self.spec.balanced)[1]
+
+    @property
+    def code_stride(self) -> int:
+        """Distance of two codes: 2 on the grids without zero, else 1."""
+        return 2 if self.spec.balanced or self.is_sign else 1
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Smallest and largest level in units of the step size; halves of odd numbers on the balanced grid."""
+        return (self.q_min / 2, self.q_max / 2) if self.spec.balanced else (self.q_min, self.q_max)
 
     @property
     def is_sign(self) -> bool:
@@ -102,8 +117,12 @@ class Quantizer(nn.Module, ABC):
         return self.bits == 1 and self.signed
 
     @abstractmethod
+    def step(self) -> Tensor:
+        """The step size, positive, shape () or (channels,); a learned one carries its graph."""
+
     def scale(self) -> Tensor:
-        """The positive step size, shape () or (channels,); a learned one carries its graph."""
+        """What joins values and codes, x_hat = scale * codes: the step size, or half of it on the balanced grid."""
+        return self.step() / 2 if self.spec.balanced else self.step()
 
     def initialise(self, statistics: TensorStatistics, method: StepSizeMethod = "mse") -> None:
         """Set the sign, where the spec leaves it open, and the first step size from what was seen."""
@@ -140,7 +159,7 @@ class Quantizer(nn.Module, ABC):
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x: int8 for a signed grid, uint8 otherwise."""
         self._require_step_size()
-        return sign_codes(x) if self.is_sign else quantize(x, self.scale(), self.q_min, self.q_max)
+        return sign_codes(x) if self.is_sign else quantize(x, self.step(), *self.levels)
 
     @torch.no_grad()
     def dequantize(self, codes: Tensor) -> Tensor:
@@ -153,9 +172,14 @@ class Quantizer(nn.Module, ABC):
             raise InputError(explain(f"{self.role} quantizer", "no step size", "a calibrated model", advice))
 
     def get_extra_state(self) -> Tensor:
-        """Bits, narrowness, sign and whether a step size is set, as four bytes."""
-        state = [self.bits, int(self.narrow), int(self.signed), int(self.initialised)]
+        """Bits, kind of the grid, sign and whether a step size is set, as four bytes."""
+        state = [self.bits, self._kind, int(self.signed), int(self.initialised)]
         return torch.tensor(state, dtype=torch.uint8)
+
+    @property
+    def _kind(self) -> int:
+        # powers of two read the same stored step size otherwise, and so are another grid
+        return int(self.narrow) + 2 * int(self.spec.balanced) + 4 * int(self.spec.power_of_two)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take back what `get_extra_state` wrote.
@@ -163,10 +187,9 @@ class Quantizer(nn.Module, ABC):
         Raises:
             CheckpointError: the state is of a quantizer with other bits or another range.
         """
-        bits, narrow, signed, initialised = (int(value) for value in state.tolist())
-        if (bits, bool(narrow)) != (self.bits, self.narrow):
-            got = f"{bits} bits{' narrow' if narrow else ''}"
-            expected = f"{self.bits} bits{' narrow' if self.narrow else ''}"
+        bits, kind, signed, initialised = (int(value) for value in state.tolist())
+        if (bits, kind) != (self.bits, self._kind):
+            got, expected = f"{bits} bits{_KINDS[kind]}", f"{self.bits} bits{_KINDS[self._kind]}"
             raise CheckpointError(explain("quantizer state", got, expected, "prepare the model with the same spec"))
         self.signed, self.initialised = bool(signed), bool(initialised)
 
@@ -201,27 +224,27 @@ class LSQQuantizer(Quantizer):
 
     @property
     def _shaped(self) -> Tensor:
-        return self.step_size if self.granularity == "per_channel" else self.step_size.reshape(())
+        own = self.step_size if self.granularity == "per_channel" else self.step_size.reshape(())
+        return power_of_two(positive_scale(own)) if self.spec.power_of_two else own
 
-    def scale(self) -> Tensor:
+    def step(self) -> Tensor:
         return positive_scale(self._shaped)
 
     def gradient_factor(self, x: Tensor) -> float:
         """1 / sqrt(N Qp) for this x."""
         sharing = x.shape[0] if self.role == "activation" and x.dim() > 0 else self.step_size.numel()
         elements = x.numel() / max(sharing, 1)
-        return 1 / math.sqrt(max(elements, 1) * self.q_max)
+        return 1 / math.sqrt(max(elements, 1) * self.levels[1])
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         factor = self.gradient_factor(x)
         if self.is_sign:
             return sign_quantize(x, self._shaped, factor)
-        return lsq_quantize(x, self._shaped, self.q_min, self.q_max, factor, compiled=self.compiled)
+        surrogate = self.spec.gradient_of_rounding
+        return lsq_quantize(x, self._shaped, *self.levels, factor, compiled=self.compiled, surrogate=surrogate)
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
-        step = (
-            statistics.mean_magnitude if self.is_sign else initial_step_size(statistics, self.q_min, self.q_max, method)
-        )
+        step = statistics.mean_magnitude if self.is_sign else initial_step_size(statistics, *self.levels, method)
         self.step_size.copy_(torch.where(step > 0, step, 1.0))
 
 
@@ -245,8 +268,9 @@ class MinMaxQuantizer(Quantizer):
     def _register_scale(self, ones: Tensor) -> None:
         self.register_buffer("current_scale", ones)
 
-    def scale(self) -> Tensor:
-        return self.current_scale.clone()
+    def step(self) -> Tensor:
+        step = self.current_scale.clone()
+        return power_of_two(step) if self.spec.power_of_two else step
 
     def codes(self, x: Tensor) -> Tensor:
         if self.role == "weight":
@@ -256,8 +280,9 @@ class MinMaxQuantizer(Quantizer):
     def _fake_quantize(self, x: Tensor) -> Tensor:
         self._follow(x)
         if self.is_sign:
-            return sign_quantize(x, self.scale())
-        return lsq_quantize(x, self.scale(), self.q_min, self.q_max, compiled=self.compiled)
+            return sign_quantize(x, self.step())
+        surrogate = self.spec.gradient_of_rounding
+        return lsq_quantize(x, self.step(), *self.levels, compiled=self.compiled, surrogate=surrogate)
 
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:
@@ -274,7 +299,7 @@ class MinMaxQuantizer(Quantizer):
         self.current_scale.copy_(self._scale_of(statistics))
 
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:
-        step = statistics.mean_magnitude if self.is_sign else range_step(statistics, self.q_min, self.q_max)
+        step = statistics.mean_magnitude if self.is_sign else range_step(statistics, *self.levels)
         return torch.where(step == 0, 1.0, step)
 
 

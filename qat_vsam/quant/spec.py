@@ -51,11 +51,11 @@ class LayerRule:
         _check_activation(f"override {self.layers}: activation", self.activation)
 
     @classmethod
-    def preset(cls, layers: str, bits: str, *, method: Method = "lsq", narrow: bool = False) -> LayerRule:
-        """The rule of a short name, as for `QuantSpec.preset`, or of "float"."""
+    def preset(cls, layers: str, bits: str, **options: Any) -> LayerRule:
+        """The rule of a short name, with options as for `QuantSpec.preset`, or of "float"."""
         if bits == "float":
             return cls(layers, None)
-        spec = QuantSpec.preset(bits, method=method, narrow=narrow)
+        spec = QuantSpec.preset(bits, **options)
         return cls(layers, spec.weight, spec.activation)
 
 
@@ -140,6 +140,10 @@ class QuantSpec:
         method: Method = "lsq",
         first_last_bits: int | None = 8,
         narrow: bool = False,
+        balanced: bool = False,
+        power_of_two: bool = False,
+        surrogate: str = "ste",
+        surrogate_strength: float | None = None,
     ) -> QuantSpec:
         """The spec of a short name: "w4a8" is 4-bit weights and 8-bit activations, "w4" weights only.
 
@@ -151,6 +155,8 @@ class QuantSpec:
             target, keep, overrides, first_last_bits: see the class.
             method: quantizer of weights and activations.
             narrow: leave out the most negative weight code.
+            balanced: weights of 2 to 7 bits on the symmetric grid without zero.
+            power_of_two, surrogate, surrogate_strength: of weights and activations; see `TensorSpec`.
 
         Raises:
             ConfigError: the name has another form, or its widths are out of range.
@@ -163,11 +169,16 @@ class QuantSpec:
         check_bits(f"preset {name}: weight bits", weight_bits)
         if activation_bits is not None:
             check_bits(f"preset {name}: activation bits", int(activation_bits))
+        both: dict[str, Any] = {
+            "method": method,
+            "power_of_two": power_of_two,
+            "surrogate": surrogate,
+            "surrogate_strength": surrogate_strength,
+        }
+        weight = TensorSpec(weight_bits, True, "per_channel", narrow=narrow, balanced=balanced, **both)
         return cls(
-            weight=TensorSpec(weight_bits, True, "per_channel", method, narrow),
-            activation=None
-            if activation_bits is None
-            else TensorSpec(int(activation_bits), None, "per_tensor", method),
+            weight=weight,
+            activation=None if activation_bits is None else TensorSpec(int(activation_bits), None, **both),
             first_last_bits=first_last_bits,
             keep=tuple([keep] if isinstance(keep, str) else keep),
             target=target,
@@ -223,6 +234,9 @@ def _with_tensor_specs(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_activation(key: str, activation: TensorSpec | None) -> None:
+    if activation is not None and activation.balanced:
+        advice = "leave it to weights: zero, which pads an input, is not on that grid"
+        raise ConfigError(explain(f"{key}.balanced", True, "false", advice))
     if activation is not None and activation.granularity != "per_tensor":
         advice = "a scale for each channel of an activation cannot leave the sum of a convolution"
         raise ConfigError(explain(f"{key}.granularity", activation.granularity, "per_tensor", advice))

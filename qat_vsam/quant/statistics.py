@@ -85,7 +85,9 @@ class TensorStatistics:
         return value if self.per_channel else value.reshape(())
 
 
-def initial_step_size(statistics: TensorStatistics, q_min: int, q_max: int, method: StepSizeMethod = "mse") -> Tensor:
+def initial_step_size(
+    statistics: TensorStatistics, q_min: float, q_max: float, method: StepSizeMethod = "mse"
+) -> Tensor:
     """The step size before training, shape () or (C,), positive.
 
     "mse" takes the candidate with the smallest squared error sum (x - x_hat)^2, from a coarse grid of
@@ -94,7 +96,7 @@ def initial_step_size(statistics: TensorStatistics, q_min: int, q_max: int, meth
 
     Args:
         statistics: what was seen.
-        q_min, q_max: smallest and largest code.
+        q_min, q_max: smallest and largest level, integers or both halves of odd numbers.
         method: "mse" or "lsq".
 
     Reference: arXiv 1902.08153 (lsq); 2004.09576 (squared error).
@@ -106,20 +108,21 @@ def initial_step_size(statistics: TensorStatistics, q_min: int, q_max: int, meth
     return _positive(step)
 
 
-def range_step(statistics: TensorStatistics, q_min: int, q_max: int) -> Tensor:
+def range_step(statistics: TensorStatistics, q_min: float, q_max: float) -> Tensor:
     """The smallest step size that clips nothing: max(maximum / Qp, minimum / Qn); 0 for zeros."""
     step = statistics.maximum.clamp_min(0) / q_max
     return step if q_min == 0 else torch.maximum(step, statistics.minimum.clamp_max(0) / q_min)
 
 
-def _least_squared_error(sample: Tensor, largest: Tensor, q_min: int, q_max: int) -> Tensor:
+def _least_squared_error(sample: Tensor, largest: Tensor, q_min: float, q_max: float) -> Tensor:
+    shift = q_min % 1
     best_step = largest.reshape(-1, 1)
     best_error = torch.full_like(best_step, math.inf)
     for fractions in (_COARSE, _FINE):
         centre = best_step
         for fraction in fractions:
             step = (centre * fraction).clamp_min(torch.finfo(centre.dtype).tiny)
-            x_hat = (sample / step).clamp_(q_min, q_max).round_().mul_(step)
+            x_hat = (sample / step).clamp_(q_min, q_max).sub_(shift).round_().add_(shift).mul_(step)
             error = x_hat.sub_(sample).square_().mean(1, keepdim=True)
             best_step = torch.where(error < best_error, step, best_step)
             best_error = torch.minimum(error, best_error)

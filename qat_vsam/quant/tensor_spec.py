@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +16,15 @@ Method = Literal["lsq", "minmax"]
 
 GRANULARITIES = ("per_tensor", "per_channel")
 METHODS = ("lsq", "minmax")
+# At 8 bits the odd codes would leave a byte, at 1 bit they are the signs.
+BALANCED_BITS = range(2, 8)
+# 1 + delta d must stay positive for |d| <= 1/2, and so must 1 - sqrt(2) pi A.
+LARGEST_STRENGTH = {"ste": 0.0, "ewgs": 2.0, "stable": 1 / (math.sqrt(2) * math.pi)}
+SURROGATES = tuple(LARGEST_STRENGTH)
+_STRENGTH = 0.2
 
 
-def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
+def integer_range(bits: int, signed: bool, narrow: bool = False, balanced: bool = False) -> tuple[int, int]:
     """The smallest and largest code (Qn, Qp) of a grid.
 
     ===========  ==========================  =================================
@@ -26,6 +33,7 @@ def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, i
     unsigned     0 .. 2^b - 1                `narrow` changes nothing
     signed       -2^(b-1) .. 2^(b-1) - 1
     signed       -2^(b-1) + 1 .. 2^(b-1) - 1  `narrow`: symmetric; 2 bits = ternary
+    balanced     -2^b + 1 .. 2^b - 1, odd    symmetric and without 0; two codes are a step size apart
     1 bit, sgn.  -1 and 1                    the sign; there is no code 0
     ===========  ==========================  =================================
 
@@ -33,6 +41,7 @@ def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, i
         bits: width of the code, 1 to 8.
         signed: whether negative codes exist.
         narrow: leave out the most negative code, so that the grid is symmetric around zero.
+        balanced: the odd codes, which are signed.
 
     Raises:
         ConfigError: `bits` is not an integer in 1..8.
@@ -40,8 +49,12 @@ def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, i
     Example:
         >>> integer_range(4, signed=True), integer_range(4, signed=False), integer_range(2, True, narrow=True)
         ((-8, 7), (0, 15), (-1, 1))
+        >>> integer_range(2, signed=True, balanced=True)
+        (-3, 3)
     """
     check_bits("bits", bits)
+    if balanced:
+        return 1 - 2**bits, 2**bits - 1
     if not signed:
         return 0, 2**bits - 1
     if bits == 1:
@@ -60,6 +73,12 @@ class TensorSpec:
         granularity: one scale for the whole tensor, or one for each output channel (axis 0).
         method: "lsq" learns the step size (arXiv 1902.08153); "minmax" reads it from the tensor's range.
         narrow: leave out the most negative code (2 bits become ternary).
+        balanced: the symmetric grid without zero, {-3, -1, 1, 3} s/2 at 2 bits, for signed weights of 2 to 7 bits; an
+            activation padded with zeros cannot have it.
+        power_of_two: round the step size to a power of two, as shift-only hardware wants it; learned straight
+            through.
+        surrogate: gradient of the rounding: "ste", "ewgs" or "stable"; see `kernels.surrogate_factor`.
+        surrogate_strength: delta of "ewgs" (step sizes), A of "stable" (below 0.225); None for 0.2.
 
     Raises:
         ConfigError: a value outside these choices.
@@ -74,6 +93,10 @@ class TensorSpec:
     granularity: Granularity = "per_tensor"
     method: Method = "lsq"
     narrow: bool = False
+    balanced: bool = False
+    power_of_two: bool = False
+    surrogate: str = "ste"
+    surrogate_strength: float | None = None
 
     def __post_init__(self) -> None:
         check_bits("bits", self.bits)
@@ -81,8 +104,19 @@ class TensorSpec:
         check_choice("method", self.method, METHODS)
         if self.signed not in (True, False, None):
             raise ConfigError(explain("signed", self.signed, "true, false or null", "set one of these"))
-        if self.narrow not in (True, False):
-            raise ConfigError(explain("narrow", self.narrow, "true or false", "set one of these"))
+        for key in ("narrow", "balanced", "power_of_two"):
+            if getattr(self, key) not in (True, False):
+                raise ConfigError(explain(key, getattr(self, key), "true or false", "set one of these"))
+        if self.balanced and (self.signed is not True or self.narrow or self.bits not in BALANCED_BITS):
+            got = f"true with bits={self.bits}, signed={self.signed}, narrow={self.narrow}"
+            raise ConfigError(
+                explain("balanced", got, "2 to 7 bits, signed, not narrow", "change these or leave it out")
+            )
+        check_choice("surrogate", self.surrogate, SURROGATES)
+        strength, largest = self.surrogate_strength, LARGEST_STRENGTH[self.surrogate]
+        if strength is not None and not 0 < strength < largest:
+            rule = f"a number in (0, {largest:.3g})" if largest else "none for the straight-through gradient"
+            raise ConfigError(explain("surrogate_strength", strength, rule, "leave it out"))
 
     @property
     def scheme(self) -> str:
@@ -90,12 +124,20 @@ class TensorSpec:
         kind = {True: "int", False: "uint", None: "int/uint"}[self.signed]
         if self.bits == 1 and self.signed:
             return f"sign x mean, {self.granularity.replace('_', ' ')}"
-        narrow = " narrow" if self.narrow and self.signed is not False else ""
-        return f"{kind}{self.bits}{narrow} {self.granularity.replace('_', ' ')}, {self.method}"
+        grid = " narrow" if self.narrow and self.signed is not False else " balanced" if self.balanced else ""
+        rounded = ", powers of two" if self.power_of_two else ""
+        rounded += "" if self.surrogate == "ste" else f", {self.surrogate}"
+        return f"{kind}{self.bits}{grid} {self.granularity.replace('_', ' ')}, {self.method}{rounded}"
+
+    @property
+    def gradient_of_rounding(self) -> tuple[str, float]:
+        """The surrogate and its strength."""
+        strength = _STRENGTH if self.surrogate_strength is None else self.surrogate_strength
+        return self.surrogate, 0.0 if self.surrogate == "ste" else strength
 
     def with_bits(self, bits: int) -> TensorSpec:
-        """The same spec at another width."""
-        return dataclasses.replace(self, bits=bits)
+        """The same spec at another width; a balanced grid becomes the usual one where that width has none."""
+        return dataclasses.replace(self, bits=bits, balanced=self.balanced and bits in BALANCED_BITS)
 
 
 def check_bits(key: str, bits: object) -> None:

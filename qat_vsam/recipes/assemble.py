@@ -59,16 +59,21 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
     """The quantization that the recipe asks for, or None."""
     if recipe.quant is None:
         return None
+    section = recipe.quant
+    how: dict[str, Any] = {
+        "method": section.method,
+        "power_of_two": section.power_of_two,
+        "surrogate": section.surrogate,
+        "surrogate_strength": section.surrogate_strength,
+    }
     return QuantSpec.preset(
-        recipe.quant.bits,
-        target=recipe.quant.target,
-        keep=tuple(recipe.quant.keep),
-        overrides=[
-            LayerRule.preset(layers, bits, method=recipe.quant.method)
-            for layers, bits in recipe.quant.overrides.items()
-        ],
-        method=recipe.quant.method,
-        first_last_bits=recipe.quant.first_last_bits,
+        section.bits,
+        target=section.target,
+        keep=tuple(section.keep),
+        overrides=[LayerRule.preset(layers, bits, **how) for layers, bits in section.overrides.items()],
+        first_last_bits=section.first_last_bits,
+        balanced=section.balanced,
+        **how,
     )
 
 

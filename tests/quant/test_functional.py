@@ -12,6 +12,7 @@ from qat_vsam.quant import (
     lsq_quantize,
     lsq_quantize_reference,
     positive_scale,
+    power_of_two,
     quantize,
     sign_quantize,
 )
@@ -24,7 +25,10 @@ def cases(draw):
     """A float64 tensor with zero and constant channels in it, a scale, a grid and a gradient."""
     bits = draw(st.integers(1, 8))
     signed = draw(st.booleans()) and bits > 1
-    q_min, q_max = integer_range(bits, signed, draw(st.booleans()))
+    if signed and bits < 8 and draw(st.booleans()):
+        q_min, q_max = (code / 2 for code in integer_range(bits, signed, balanced=True))
+    else:
+        q_min, q_max = integer_range(bits, signed, draw(st.booleans()))
     shape = draw(st.sampled_from(SHAPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     per_channel = draw(st.booleans())
@@ -34,9 +38,14 @@ def cases(draw):
     if draw(st.booleans()):
         x[0] = draw(st.sampled_from([0.0, 1.0, -2.5]))
     if draw(st.booleans()):
-        x = (x / step.mean()).round() * step.mean()
+        x = ((x / step.mean()).round() + q_min % 1) * step.mean()
     gradient = torch.randn(shape, generator=generator, dtype=torch.float64)
     return x, step, q_min, q_max, gradient, draw(st.sampled_from([1.0, 0.03]))
+
+
+def level(v, q_min):
+    """The level nearest to v: an integer, or half of an odd number."""
+    return np.round(v - q_min % 1) + q_min % 1
 
 
 @settings(max_examples=2000, deadline=None)
@@ -53,10 +62,10 @@ def test_gradients_equal_the_formula_and_plain_autograd(case):
     s = (step if step.dim() == 0 else step.reshape(-1, *[1] * (x.dim() - 1))).numpy()
     v = x.numpy() / s
     inside = (v >= q_min) & (v <= q_max)
-    d_step = np.where(inside, np.round(v) - v, np.where(v > q_max, q_max, q_min)) * gradient.numpy() * factor
+    d_step = np.where(inside, level(v, q_min) - v, np.where(v > q_max, q_max, q_min)) * gradient.numpy() * factor
     kept_axes = tuple(range(1, x.dim())) if step.dim() else None
     formula = (
-        torch.from_numpy(np.asarray(np.round(np.clip(v, q_min, q_max)) * s)),
+        torch.from_numpy(np.asarray(level(np.clip(v, q_min, q_max), q_min) * s)),
         torch.from_numpy(np.where(inside, gradient.numpy(), 0.0)),
         torch.from_numpy(np.asarray(d_step.sum(axis=kept_axes))),
     )
@@ -75,16 +84,21 @@ def test_values_lie_on_the_grid_near_their_origin_in_order_and_stay_when_quantiz
     codes = quantize(x, step, q_min, q_max)
 
     assert codes.dtype == (torch.int8 if q_min < 0 else torch.uint8)
-    assert codes.min() >= q_min
-    assert codes.max() <= q_max
-    assert torch.equal(dequantize(codes, step), x_hat)
+    stride = 2 if q_min % 1 else 1
+    assert codes.min() >= stride * q_min
+    assert codes.max() <= stride * q_max
+    assert torch.equal(dequantize(codes, step / stride), x_hat)
     assert torch.equal(lsq_quantize(x_hat, step, q_min, q_max), x_hat)
     clipped = torch.clamp(x, q_min * s, q_max * s)
     assert torch.all((clipped - x_hat).abs() <= s / 2 * (1 + 1e-12))
     rows = x_hat.reshape(x.shape[0], -1) if step.dim() else x_hat.reshape(1, -1)
     order = x.reshape(rows.shape).argsort(1)
     assert torch.all(rows.gather(1, order).diff(dim=1) >= 0)
-    assert torch.all(lsq_quantize(torch.zeros_like(x), step, q_min, q_max) == 0)
+    if stride == 1:
+        assert torch.all(lsq_quantize(torch.zeros_like(x), step, q_min, q_max) == 0)
+    else:
+        assert torch.all(codes % 2 == 1)
+        assert torch.equal(x_hat, -lsq_quantize(-x, step, q_min, q_max)) or bool(((x / s) % 1 == 0).any())
 
 
 def test_ties_go_to_even_codes():
@@ -211,3 +225,31 @@ def test_sign_grid_passes_the_gradient_straight_through():
     assert x_hat.tolist() == [-0.5, -0.5, 0.5, 0.5]
     assert x.grad.tolist() == [1, 2, 3, 4]
     assert step.grad.item() == 0.25 * (-1 - 2 + 3 + 4)
+
+
+@settings(max_examples=500, deadline=None)
+@given(cases(), st.sampled_from([("ewgs", 0.2), ("ewgs", 1.5), ("stable", 0.2), ("stable", 0.1)]))
+def test_a_surrogate_scales_the_gradient_of_x_by_its_formula_and_leaves_that_of_the_step(case, surrogate):
+    x, step, q_min, q_max, gradient, factor = case
+    leaf, step_leaf, plain = (t.clone().requires_grad_() for t in (x, step, step))
+    x_hat = lsq_quantize(leaf, step_leaf, q_min, q_max, factor, surrogate=surrogate)
+    x_hat.backward(gradient)
+    straight = lsq_quantize(x, plain, q_min, q_max, factor)
+    straight.backward(gradient)
+    assert torch.equal(x_hat, straight)
+    assert torch.equal(step_leaf.grad, plain.grad)
+
+    v = (x / (step if step.dim() == 0 else step.reshape(-1, *[1] * (x.dim() - 1)))).numpy()
+    d, g, (name, strength) = v - level(v, q_min), gradient.numpy(), surrogate
+    wave = np.sqrt(2) * np.pi * strength * np.cos(np.pi * d)
+    scaled = g * (1 + strength * np.sign(g) * d if name == "ewgs" else (1 - wave) / (1 + wave))
+    wanted = np.where((v >= q_min) & (v <= q_max), scaled, 0.0)
+    np.testing.assert_allclose(leaf.grad.numpy(), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_power_of_two_is_the_nearest_in_the_logarithm_and_passes_the_gradient():
+    scale = torch.tensor([0.3, 0.36, 0.7, 1.0, 1e-8], requires_grad=True)
+    rounded = power_of_two(scale)
+    assert rounded.tolist() == [0.25, 0.5, 0.5, 1.0, 2.0**-27]
+    rounded.backward(torch.arange(5.0))
+    assert scale.grad.tolist() == [0, 1, 2, 3, 4]
