@@ -72,7 +72,7 @@ class QuantSection(Section):
 
     bits: str
     target: Literal["simulated", "onnxruntime"] = "simulated"
-    method: Literal["lsq", "minmax"] = "lsq"
+    method: Literal["lsq", "pact", "dorefa", "minmax", "percentile", "mse"] = "lsq"
     balanced: bool = False
     power_of_two: bool = False
     surrogate: Literal["ste", "ewgs", "stable"] = "ste"

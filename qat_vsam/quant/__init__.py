@@ -15,8 +15,11 @@ from qat_vsam.quant.groups import param_groups
 from qat_vsam.quant.layers import QuantConv2d, QuantLayer, QuantLinear, input_quantizers, quant_layers
 from qat_vsam.quant.prepare import prepare
 from qat_vsam.quant.quantizers import (
+    DoReFaQuantizer,
+    FixedQuantizer,
     LSQQuantizer,
     MinMaxQuantizer,
+    PACTQuantizer,
     Quantizer,
     make_quantizer,
     set_compiled,
@@ -30,9 +33,12 @@ from qat_vsam.quant.targets import list_targets
 from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
 __all__ = [
+    "DoReFaQuantizer",
+    "FixedQuantizer",
     "LSQQuantizer",
     "LayerRule",
     "MinMaxQuantizer",
+    "PACTQuantizer",
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",

@@ -139,6 +139,7 @@ def lsq_quantize(
     *,
     compiled: bool = False,
     surrogate: Surrogate = STRAIGHT_THROUGH,
+    rounding_moves_step: bool = True,
 ) -> Tensor:
     """x_hat = s clip(round(x / s), Qn, Qp) with the gradients of learned step size quantization.
 
@@ -154,6 +155,8 @@ def lsq_quantize(
         compiled: run the fused kernels of `torch.compile` instead of the eager ones.
         surrogate: gradient of the rounding and its strength: ("ste", 0), ("ewgs", delta) or ("stable", A); see
             `kernels.surrogate_factor`. The gradient of the step size is the same under all of them.
+        rounding_moves_step: whether values within the range contribute q - v to the gradient of the step size, as in
+            LSQ, or nothing, as in PACT.
 
     Returns:
         Tensor of x's shape, dtype and memory format.
@@ -168,7 +171,9 @@ def lsq_quantize(
 
     Reference: arXiv 1902.08153.
     """
-    x_hat: Tensor = _LearnedStepSize.apply(x, step_size, q_min, q_max, gradient_factor, compiled, surrogate)
+    x_hat: Tensor = _LearnedStepSize.apply(
+        x, step_size, q_min, q_max, gradient_factor, compiled, surrogate, rounding_moves_step
+    )
     return x_hat
 
 
@@ -190,12 +195,13 @@ class _LearnedStepSize(torch.autograd.Function):
         gradient_factor: float,
         compiled: bool,
         surrogate: Surrogate,
+        rounding_moves_step: bool,
     ) -> Tensor:
         kernels = compiled_kernels() if compiled else EAGER
         scale = positive_scale(step_size)
         wide = _wide(x)
         x_hat = kernels.forward(wide, scale, q_min, q_max).to(x.dtype)
-        ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate)
+        ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate, rounding_moves_step)
         # A narrow x_hat has lost the digits that x_hat - x needs: the backward pass computes it again.
         keep = kernels.needs_x_hat and x.dtype == wide.dtype
         ctx.save_for_backward(x, step_size, x_hat if keep else None)
@@ -203,17 +209,17 @@ class _LearnedStepSize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
-        kernels, q_min, q_max, gradient_factor, surrogate = ctx.constants
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, *tuple[None, ...]]:
+        kernels, q_min, q_max, gradient_factor, *rest = ctx.constants
         x, step_size, x_hat = ctx.saved_tensors
         scale = positive_scale(step_size)
         wide, wide_gradient = _wide(x), _wide(gradient)
         if wide_gradient.stride() != wide.stride():
             wide_gradient = torch.empty_like(wide).copy_(wide_gradient)
-        gx, gs = kernels.backward(wide_gradient, wide, x_hat, scale, q_min, q_max, surrogate)
+        gx, gs = kernels.backward(wide_gradient, wide, x_hat, scale, q_min, q_max, *rest)
         gs = gs * gradient_factor
         gs = torch.where(step_size < 0, -gs, gs).to(step_size.dtype)
-        return gx.to(x.dtype), gs, None, None, None, None, None
+        return gx.to(x.dtype), gs, None, None, None, None, None, None
 
 
 def _with_gradient_of(source: Tensor, value: Tensor) -> Tensor:

@@ -27,13 +27,13 @@ class Kernels(NamedTuple):
 
     Args:
         forward: (x, scale, q_min, q_max) -> x_hat.
-        backward: (gradient, x, x_hat or None, scale, q_min, q_max, surrogate) -> (gradient of x, gradient of the
-            scale).
+        backward: (gradient, x, x_hat or None, scale, q_min, q_max, surrogate, rounding_moves_step) -> (gradient of
+            x, gradient of the scale).
         needs_x_hat: whether `backward` is faster when it is given x_hat.
     """
 
     forward: Callable[[Tensor, Tensor, float, float], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor | None, Tensor, float, float, Surrogate], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor | None, Tensor, float, float, Surrogate, bool], tuple[Tensor, Tensor]]
     needs_x_hat: bool
 
 
@@ -73,18 +73,20 @@ def _eager_backward(
     q_min: float,
     q_max: float,
     surrogate: Surrogate = STRAIGHT_THROUGH,
+    rounding_moves_step: bool = True,
 ) -> tuple[Tensor, Tensor]:
     if x_hat is None:
         x_hat = _eager_forward(x, scale, q_min, q_max)
     v = x / along_axis_0(scale, x)
     # A float mask made in place is several times faster on CPU than a boolean one.
     gx = v.clamp(q_min, q_max).eq_(v).mul_(gradient)
+    inner = x if rounding_moves_step else x_hat
     if scale.dim() == 0:
         order = _memory_order(x)
-        g_flat, gx_flat, x_flat, x_hat_flat = (t.permute(order).reshape(-1) for t in (gradient, gx, x, x_hat))
-        gs = torch.dot(g_flat, x_hat_flat) - torch.dot(gx_flat, x_flat)
+        g_flat, gx_flat, inner_flat, x_hat_flat = (t.permute(order).reshape(-1) for t in (gradient, gx, inner, x_hat))
+        gs = torch.dot(g_flat, x_hat_flat) - torch.dot(gx_flat, inner_flat)
     else:
-        products = (gradient * x_hat).addcmul_(gx, x, value=-1)
+        products = (gradient * x_hat).addcmul_(gx, inner, value=-1)
         gs = products.sum(list(range(1, x.dim()))) if x.dim() > 1 else products
     if surrogate != STRAIGHT_THROUGH:
         gx = gx * surrogate_factor(gradient, v, q_min, surrogate)
@@ -117,13 +119,20 @@ def _fused_forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tens
 
 
 def _fused_backward(
-    gradient: Tensor, x: Tensor, scale: Tensor, q_min: float, q_max: float, surrogate: Surrogate
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    q_min: float,
+    q_max: float,
+    surrogate: Surrogate,
+    rounding_moves_step: bool,
 ) -> tuple[Tensor, Tensor]:
     v, shift = x / scale, q_min % 1
     clipped = torch.clamp(v, q_min, q_max)
     inside = clipped == v
     gx = torch.where(inside, gradient, 0.0)
-    gs = (gradient * (torch.round(clipped - shift) + shift - torch.where(inside, v, 0.0))).sum(-1)
+    q = torch.round(clipped - shift) + shift
+    gs = (gradient * (q - torch.where(inside, v if rounding_moves_step else q, 0.0))).sum(-1)
     if surrogate != STRAIGHT_THROUGH:
         gx = gx * surrogate_factor(gradient, v, q_min, surrogate)
     return gx, gs
@@ -151,11 +160,12 @@ def compiled_kernels() -> Kernels:
         q_min: float,
         q_max: float,
         surrogate: Surrogate = STRAIGHT_THROUGH,
+        rounding_moves_step: bool = True,
     ) -> tuple[Tensor, Tensor]:
         rows, restore = _rows(x, scale)
         gradient_rows, _ = _rows(gradient, scale)
         column = scale if scale.dim() == 0 else scale[:, None]
-        gx, gs = fused_backward(gradient_rows, rows, column, q_min, q_max, surrogate)
+        gx, gs = fused_backward(gradient_rows, rows, column, q_min, q_max, surrogate, rounding_moves_step)
         return restore(gx), gs
 
     try:

@@ -153,7 +153,8 @@ class QuantSpec:
         Args:
             name: "wX" or "wXaY", X and Y in 1..8.
             target, keep, overrides, first_last_bits: see the class.
-            method: quantizer of weights and activations.
+            method: quantizer of weights and activations; "dorefa" and "pact" both mean weights by "dorefa" and
+                activations by "pact", as the PACT paper has them.
             narrow: leave out the most negative weight code.
             balanced: weights of 2 to 7 bits on the symmetric grid without zero.
             power_of_two, surrogate, surrogate_strength: of weights and activations; see `TensorSpec`.
@@ -170,15 +171,20 @@ class QuantSpec:
         if activation_bits is not None:
             check_bits(f"preset {name}: activation bits", int(activation_bits))
         both: dict[str, Any] = {
-            "method": method,
             "power_of_two": power_of_two,
             "surrogate": surrogate,
             "surrogate_strength": surrogate_strength,
         }
-        weight = TensorSpec(weight_bits, True, "per_channel", narrow=narrow, balanced=balanced, **both)
+        of_weights: Method = "dorefa" if method == "pact" else method
+        of_activations: Method = "pact" if method == "dorefa" else method
+        weight = TensorSpec(weight_bits, True, "per_channel", of_weights, narrow, balanced, **both)
+        if activation_bits is None:
+            activation = None
+        else:
+            activation = TensorSpec(int(activation_bits), None, "per_tensor", of_activations, **both)
         return cls(
             weight=weight,
-            activation=None if activation_bits is None else TensorSpec(int(activation_bits), None, **both),
+            activation=activation,
             first_last_bits=first_last_bits,
             keep=tuple([keep] if isinstance(keep, str) else keep),
             target=target,

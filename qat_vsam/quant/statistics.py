@@ -114,6 +114,22 @@ def range_step(statistics: TensorStatistics, q_min: float, q_max: float) -> Tens
     return step if q_min == 0 else torch.maximum(step, statistics.minimum.clamp_max(0) / q_min)
 
 
+def percentile_step(statistics: TensorStatistics, q_min: float, q_max: float, percentile: float) -> Tensor:
+    """The step size that clips what lies beyond a percentile at either end; 0 for zeros.
+
+    Args:
+        statistics: what was seen; the percentiles are those of its sample.
+        q_min, q_max: smallest and largest level.
+        percentile: in (50, 100].
+    """
+    ordered, count = statistics.sample.sort(dim=1).values, statistics.sample.shape[1]
+    place = round((count - 1) * percentile / 100)
+    step = ordered[:, place].clamp_min(0) / q_max
+    if q_min < 0:
+        step = torch.maximum(step, ordered[:, count - 1 - place].clamp_max(0) / q_min)
+    return step if statistics.per_channel else step.reshape(())
+
+
 def _least_squared_error(sample: Tensor, largest: Tensor, q_min: float, q_max: float) -> Tensor:
     shift = q_min % 1
     best_step = largest.reshape(-1, 1)

@@ -12,10 +12,10 @@ from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.quant.targets import MAX_BITS, MIN_BITS
 
 Granularity = Literal["per_tensor", "per_channel"]
-Method = Literal["lsq", "minmax"]
+Method = Literal["lsq", "pact", "dorefa", "minmax", "percentile", "mse"]
 
 GRANULARITIES = ("per_tensor", "per_channel")
-METHODS = ("lsq", "minmax")
+METHODS = ("lsq", "pact", "dorefa", "minmax", "percentile", "mse")
 # At 8 bits the odd codes would leave a byte, at 1 bit they are the signs.
 BALANCED_BITS = range(2, 8)
 # 1 + delta d must stay positive for |d| <= 1/2, and so must 1 - sqrt(2) pi A.
@@ -71,13 +71,16 @@ class TensorSpec:
         bits: width of the code, 1 to 8.
         signed: whether negative codes exist; None lets `calibrate` decide from the data.
         granularity: one scale for the whole tensor, or one for each output channel (axis 0).
-        method: "lsq" learns the step size (arXiv 1902.08153); "minmax" reads it from the tensor's range.
+        method: "lsq" learns the step size (arXiv 1902.08153), "pact" the clip value (1805.06085); "dorefa" squeezes
+            weights of 1 to 7 bits by a tanh (1606.06160); "minmax" reads the step size from the tensor's range;
+            "percentile" and "mse" keep the one that calibration chose.
         narrow: leave out the most negative code (2 bits become ternary).
         balanced: the symmetric grid without zero, {-3, -1, 1, 3} s/2 at 2 bits, for signed weights of 2 to 7 bits; an
             activation padded with zeros cannot have it.
         power_of_two: round the step size to a power of two, as shift-only hardware wants it; learned straight
             through.
         surrogate: gradient of the rounding: "ste", "ewgs" or "stable"; see `kernels.surrogate_factor`.
+        percentile: of the method "percentile".
         surrogate_strength: delta of "ewgs" (step sizes), A of "stable" (below 0.225); None for 0.2.
 
     Raises:
@@ -97,6 +100,7 @@ class TensorSpec:
     power_of_two: bool = False
     surrogate: str = "ste"
     surrogate_strength: float | None = None
+    percentile: float = 99.9
 
     def __post_init__(self) -> None:
         check_bits("bits", self.bits)
@@ -112,6 +116,11 @@ class TensorSpec:
             raise ConfigError(
                 explain("balanced", got, "2 to 7 bits, signed, not narrow", "change these or leave it out")
             )
+        if self.method == "dorefa" and (self.bits == 8 or self.signed is False or self.narrow):
+            got = f"dorefa with bits={self.bits}, signed={self.signed}, narrow={self.narrow}"
+            raise ConfigError(explain("method", got, "1 to 7 bits, signed, not narrow", "change these, or use lsq"))
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(explain("percentile", self.percentile, "a number in (50, 100]", "use 99.9"))
         check_choice("surrogate", self.surrogate, SURROGATES)
         strength, largest = self.surrogate_strength, LARGEST_STRENGTH[self.surrogate]
         if strength is not None and not 0 < strength < largest:
@@ -136,8 +145,11 @@ class TensorSpec:
         return self.surrogate, 0.0 if self.surrogate == "ste" else strength
 
     def with_bits(self, bits: int) -> TensorSpec:
-        """The same spec at another width; a balanced grid becomes the usual one where that width has none."""
-        return dataclasses.replace(self, bits=bits, balanced=self.balanced and bits in BALANCED_BITS)
+        """The same spec at another width; where that has no odd codes a balanced grid becomes the usual one, and
+        "dorefa" becomes "minmax".
+        """
+        method = "minmax" if self.method == "dorefa" and bits == 8 else self.method
+        return dataclasses.replace(self, bits=bits, method=method, balanced=self.balanced and bits in BALANCED_BITS)
 
 
 def check_bits(key: str, bits: object) -> None:

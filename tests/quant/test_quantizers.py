@@ -36,7 +36,7 @@ def ready(x, bits=4, method="lsq", role="activation", granularity="per_tensor", 
 @settings(max_examples=300, deadline=None)
 @given(
     bits=st.integers(1, 8),
-    method=st.sampled_from(["lsq", "minmax"]),
+    method=st.sampled_from(["lsq", "pact", "minmax", "percentile", "mse"]),
     role=st.sampled_from(["weight", "activation"]),
     granularity=st.sampled_from(["per_tensor", "per_channel"]),
     narrow=st.booleans(),
@@ -103,7 +103,7 @@ def test_the_factor_reaches_the_gradient_of_the_step():
     torch.testing.assert_close(quantizer.step_size.grad[0], full * (10 * 15) ** -0.5, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lsq", "minmax"])
+@pytest.mark.parametrize("method", ["lsq", "pact", "minmax", "percentile", "mse"])
 def test_a_plain_state_dict_restores_scale_sign_and_readiness(method, tmp_path):
     x = torch.rand(5, 4)
     trained = ready(x, method=method)

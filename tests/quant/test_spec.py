@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qat_vsam.errors import ConfigError
@@ -36,6 +36,7 @@ def test_integer_range(bits, signed, narrow, expected):
 )
 def test_every_preset_survives_json(weight, activation, edge, method, narrow):
     name = f"w{weight}" + ("" if activation is None else f"a{activation}")
+    assume(method not in ("pact", "dorefa") or (weight < 8 and not narrow))
     spec = QuantSpec.preset(name, method=method, first_last_bits=edge, narrow=narrow, keep=["a.b", "re:x.*"])
     assert spec.name == name
     assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

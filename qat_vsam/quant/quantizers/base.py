@@ -1,0 +1,192 @@
+"""What all quantizers have in common.
+
+`forward(x)` gives x_hat, a value on the grid; `codes(x)` the integers behind it; `scale()` the positive step
+size that joins them: x_hat = scale * codes. Python-side state (bits, sign, whether a step size is set)
+travels in the state_dict as a small uint8 tensor, so that `load_state_dict` alone restores a quantizer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qat_vsam.errors import CheckpointError, InputError, explain
+from qat_vsam.quant.functional import dequantize, quantize, sign_codes
+from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
+from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
+
+Role = Literal["weight", "activation"]
+_GRIDS = ("", " narrow", " balanced")
+_KINDS = {
+    kind + 4 * power: _GRIDS[kind] + (" in powers of two" if power else "") for kind in range(3) for power in (0, 1)
+}
+
+
+class Quantizer(nn.Module, ABC):
+    """Base of all quantizers.
+
+    Attributes:
+        spec: what it was built from.
+        role: "weight" or "activation".
+        signed: whether the grid has negative codes; for an activation valid once `initialised`.
+        initialised: whether a step size has been set.
+        enabled: False turns the quantizer into the identity.
+        compiled: use the fused kernels of `torch.compile`; see `set_compiled`.
+
+    Args:
+        spec: bits, sign, granularity, method.
+        role: "weight" or "activation".
+        channels: length of axis 0 for a per-channel weight.
+        device, dtype: of the scale; float32 unless the weights are float64.
+    """
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        role: Role,
+        channels: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if spec.granularity == "per_channel" and channels is None:
+            raise InputError(explain("channels", None, "the length of axis 0", "pass channels= for per_channel"))
+        self.spec = spec
+        self.role = role
+        self.signed = spec.signed is not False
+        self.initialised = False
+        self.enabled = True
+        self.compiled = False
+        shape = (channels,) if spec.granularity == "per_channel" and channels is not None else ()
+        wide = dtype if dtype == torch.float64 else torch.float32
+        self._register_scale(torch.ones(shape, device=device, dtype=wide))
+
+    @property
+    def bits(self) -> int:
+        """Width of the code."""
+        return self.spec.bits
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the most negative code is left out."""
+        return self.spec.narrow
+
+    @property
+    def granularity(self) -> str:
+        """One scale for the tensor, "per_tensor", or one for each slice of axis 0, "per_channel"."""
+        return self.spec.granularity
+
+    @property
+    def q_min(self) -> int:
+        """Smallest code."""
+        return integer_range(self.bits, self.signed, self.narrow, self.has_odd_codes)[0]
+
+    @property
+    def q_max(self) -> int:
+        """Largest code."""
+        return integer_range(self.bits, self.signed, self.narrow, self.has_odd_codes)[1]
+
+    @property
+    def has_odd_codes(self) -> bool:
+        """Whether the grid is the symmetric one without zero; two codes are then a step size apart."""
+        return self.spec.balanced
+
+    @property
+    def code_stride(self) -> int:
+        """Distance of two codes: 2 on the grids without zero, else 1."""
+        return 2 if self.has_odd_codes or self.is_sign else 1
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Smallest and largest level in units of the step size; halves of odd numbers on the balanced grid."""
+        return (self.q_min / 2, self.q_max / 2) if self.has_odd_codes else (self.q_min, self.q_max)
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether the codes are the signs -1 and 1."""
+        return self.bits == 1 and self.signed
+
+    @abstractmethod
+    def step(self) -> Tensor:
+        """The step size, positive, shape () or (channels,); a learned one carries its graph."""
+
+    def scale(self) -> Tensor:
+        """What joins values and codes, x_hat = scale * codes: the step size, or half of it on the balanced grid."""
+        return self.step() / 2 if self.has_odd_codes else self.step()
+
+    def initialise(self, statistics: TensorStatistics, method: StepSizeMethod = "mse") -> None:
+        """Set the sign, where the spec leaves it open, and the first step size from what was seen."""
+        if self.spec.signed is None:
+            self.signed = bool((statistics.minimum < 0).any())
+        with torch.no_grad():
+            self._set_scale(statistics, method)
+        self.initialised = True
+
+    @abstractmethod
+    def _register_scale(self, ones: Tensor) -> None:
+        """Create the scale, with the shape of `ones`."""
+
+    @abstractmethod
+    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
+        """The first scale from what was seen."""
+
+    @abstractmethod
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        """x_hat, with the method's gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x_hat, of x's shape, dtype and memory format; x itself where the quantizer is off.
+
+        Raises:
+            InputError: no step size has been set yet.
+        """
+        if not self.enabled:
+            return x
+        self._require_step_size()
+        return self._fake_quantize(x)
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes of x: int8 for a signed grid, uint8 otherwise."""
+        self._require_step_size()
+        return sign_codes(x) if self.is_sign else quantize(x, self.step(), *self.levels)
+
+    @torch.no_grad()
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """The values behind codes: scale * codes."""
+        return dequantize(codes, self.scale())
+
+    def _require_step_size(self) -> None:
+        if not self.initialised:
+            advice = "call calibrate(model, batches) first, or load a trained state_dict"
+            raise InputError(explain(f"{self.role} quantizer", "no step size", "a calibrated model", advice))
+
+    def get_extra_state(self) -> Tensor:
+        """Bits, kind of the grid, sign and whether a step size is set, as four bytes."""
+        state = [self.bits, self._kind, int(self.signed), int(self.initialised)]
+        return torch.tensor(state, dtype=torch.uint8)
+
+    @property
+    def _kind(self) -> int:
+        # powers of two read the same stored step size otherwise, and so are another grid
+        return int(self.narrow) + 2 * int(self.has_odd_codes) + 4 * int(self.spec.power_of_two)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take back what `get_extra_state` wrote.
+
+        Raises:
+            CheckpointError: the state is of a quantizer with other bits or another range.
+        """
+        bits, kind, signed, initialised = (int(value) for value in state.tolist())
+        if (bits, kind) != (self.bits, self._kind):
+            got, expected = f"{bits} bits{_KINDS[kind]}", f"{self.bits} bits{_KINDS[self._kind]}"
+            raise CheckpointError(explain("quantizer state", got, expected, "prepare the model with the same spec"))
+        self.signed, self.initialised = bool(signed), bool(initialised)
+
+    def extra_repr(self) -> str:
+        kind = "int" if self.signed else "uint"
+        off = "" if self.enabled else ", off"
+        return f"{kind}{self.bits}, {self.granularity}, range [{self.q_min}, {self.q_max}]{off}"

@@ -1,0 +1,68 @@
+"""Step sizes read from the range of what is quantized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat_vsam.quant.functional import lsq_quantize, power_of_two, sign_quantize
+from qat_vsam.quant.quantizers.base import Quantizer
+from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics, range_step
+
+
+class MinMaxQuantizer(Quantizer):
+    """A step size that spans the range of the tensor: s = max(maximum / Qp, minimum / Qn), straight through.
+
+    A weight is measured anew at each use. For an activation the step size follows the batches: at each
+    forward in training mode it moves by the share `momentum` towards that of the batch. Neither moves while
+    `updates_state` is False, so that a second pass over the same batch sees the quantizer of the first.
+
+    At 1 bit and signed it is x_hat = mean|x| sign(x) instead, as in XNOR-Net, the mean over what shares the
+    scale.
+
+    Reference: arXiv 1603.05279 (1 bit).
+    """
+
+    updates_state = True
+    momentum = 0.1
+    current_scale: Tensor
+
+    def _register_scale(self, ones: Tensor) -> None:
+        self.register_buffer("current_scale", ones)
+
+    def step(self) -> Tensor:
+        step = self.current_scale.clone()
+        return power_of_two(step) if self.spec.power_of_two else step
+
+    def codes(self, x: Tensor) -> Tensor:
+        if self.role == "weight":
+            self._follow(x)
+        return super().codes(x)
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        self._follow(x)
+        if self.is_sign:
+            return sign_quantize(x, self.step())
+        surrogate = self.spec.gradient_of_rounding
+        return lsq_quantize(x, self.step(), *self.levels, compiled=self.compiled, surrogate=surrogate)
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> None:
+        if not self.updates_state or not (self.role == "weight" or self.training):
+            return
+        measured = self._scale_of(self._statistics_of(x)).to(self.current_scale.dtype)
+        # A batch that overflowed must not spoil the steps after it.
+        measured = torch.where(measured.isfinite(), measured, self.current_scale)
+        self.current_scale.lerp_(measured, 1.0 if self.role == "weight" else self.momentum)
+
+    def _statistics_of(self, x: Tensor) -> TensorStatistics:
+        statistics = TensorStatistics(per_channel=self.granularity == "per_channel")
+        statistics.update(x)
+        return statistics
+
+    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
+        self.current_scale.copy_(self._scale_of(statistics))
+
+    def _scale_of(self, statistics: TensorStatistics) -> Tensor:
+        step = statistics.mean_magnitude if self.is_sign else range_step(statistics, *self.levels)
+        return torch.where(step == 0, 1.0, step)
