@@ -93,8 +93,9 @@ def _operations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
     counts: list[tuple[int, int]] = []
 
     def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # every output element is a sum over the weights of one output channel
-        macs = output.numel() * layer.weight[0].numel() // len(sample)
+        # every weight of a channel meets every element: of the output, or in a transposed convolution of the input
+        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        macs = (inputs[0] if transposed else output).numel() * layer.weight[0].numel() // len(sample)
         weight_bits = activation_bits = FLOAT_BITS
         if isinstance(layer, QuantLayer):
             weight_bits = _bits(layer.weight_quantizer)
@@ -103,7 +104,7 @@ def _operations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
                 stack.callback(module.register_forward_hook(count).remove)
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.no_grad())

@@ -10,7 +10,7 @@ from typing import Any
 
 from qat_vsam.export.evidence import read_proof, verify
 from qat_vsam.export.exporter import export
-from qat_vsam.export.integer import IntegerConv2d, IntegerLinear, integer_model
+from qat_vsam.export.integer import IntegerConv, IntegerConvTranspose, IntegerEmbedding, IntegerLinear, integer_model
 from qat_vsam.export.packed import load_packed
 from qat_vsam.export.proof import Proof, generate_inputs
 from qat_vsam.export.runtime import Runtime, load_runtime, predict
@@ -18,7 +18,9 @@ from qat_vsam.export.runtime import Runtime, load_runtime, predict
 load = load_runtime
 
 __all__ = [
-    "IntegerConv2d",
+    "IntegerConv",
+    "IntegerConvTranspose",
+    "IntegerEmbedding",
     "IntegerLinear",
     "Proof",
     "Runtime",

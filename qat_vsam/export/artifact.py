@@ -19,6 +19,7 @@ from qat_vsam.export.probe import IntegerProbe, OnnxProbe, Probe, answer
 from qat_vsam.export.proof import Comparison, Noise
 from qat_vsam.export.runtime import OnnxRuntime, PackedRuntime, Runtime
 from qat_vsam.quant import quant_layers
+from qat_vsam.quant.kernels import along_axis_0
 
 _BATCH = 50
 
@@ -66,7 +67,7 @@ def compare(reference: nn.Module, artifact: Artifact, inputs: Tensor) -> Compari
     comparison = Comparison()
     if layers:
         comparison.weight_mismatches = [
-            name for name, layer in layers.items() if not _same_weights(layer.weight_codes(), name, artifact.weights)
+            name for name, layer in layers.items() if not _same_weights(layer.row_codes(), name, artifact.weights)
         ]
     for part in inputs.split(_BATCH):
         logits, expected = answer(reference, part)
@@ -87,12 +88,14 @@ def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Nois
     with torch.no_grad():
         for _, layer in quant_layers(exact):
             if layer.weight_quantizer.enabled:
-                # on the grid already, so that no code changes with the precision
-                scale = layer.weight_quantizer.scale().double().reshape(-1, *[1] * (layer.weight.dim() - 1))
-                layer.weight.data = layer.weight_codes().double() * scale
+                # the values of the codes as they are, so that none changes with the precision
+                codes, scale = layer.row_codes().double(), layer.weight_quantizer.scale().double()
+                layer.weight.data = layer.from_rows(codes * along_axis_0(scale, codes))
+                layer.weight_quantizer.enabled = False
         try:
             model = exact.double()
-            answers = torch.cat([model(part.double()) for part in inputs.split(_BATCH)])
+            exact_inputs = inputs.double() if inputs.is_floating_point() else inputs
+            answers = torch.cat([model(part) for part in exact_inputs.split(_BATCH)])
         except RuntimeError:
             return None
     comparison = Comparison()

@@ -63,7 +63,7 @@ def export(
             evaluation mode there; the model itself is not touched.
         path: file to write; a `.onnx` or `.safetensors` ending tells people what it is.
         format: "onnx" (QuantizeLinear / DequantizeLinear graph) or "packed" (integer codes, true size).
-        sample: a batch of real inputs, shape (N, ...), floating point.
+        sample: a batch of real inputs, shape (N, ...), floating point or integers.
         builder: {"name": ..., "options": {...}}, from which a packed file can rebuild its model; None takes
             `model.builder`. Without one, `verify` and `load_packed` need the architecture as `model=`.
         check_inputs: real inputs to compare on, shape (M, ...); None takes `sample`.
@@ -154,11 +154,11 @@ def _write_candidates(
 
 def _check_inputs(sample: Tensor, check_inputs: Tensor | None, minimum: int) -> tuple[Tensor, int]:
     given = sample if check_inputs is None else check_inputs
-    if not isinstance(given, Tensor) or not given.is_floating_point() or given.dim() < 1 or len(given) < 1:
+    usable = isinstance(given, Tensor) and not given.is_complex() and given.dtype != torch.bool
+    if not usable or given.dim() < 1 or len(given) < 1:
         got = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-        raise InputError(
-            explain("sample", got, "a floating point batch of inputs (N, ...)", "pass a batch of real data")
-        )
+        rule = "a batch of inputs (N, ...), floating point or integers"
+        raise InputError(explain("sample", got, rule, "pass a batch of real data"))
     missing = max(0, minimum - len(given))
     given = given.detach().cpu()
     return torch.cat([given, generate_inputs(given, missing)]) if missing else given, missing

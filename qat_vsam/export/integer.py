@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
-from qat_vsam.quant import Quantizer, QuantLayer, quant_layers
+from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
 from qat_vsam.quant.functional import quantize, sign_codes
 
 _FLOAT32_EXACT = 2**24
@@ -59,10 +59,10 @@ class Grid:
 
 
 class IntegerLayer(nn.Module, ABC):
-    """A convolution or linear layer on integer codes; see the head of this module for the maths.
+    """A layer on integer codes; see the head of this module for the maths.
 
     Args:
-        weight_codes: integers, shape of the weight, output channels first.
+        weight_codes: integers, output channels first: shape of the weight, or its rows.
         weight_scale: shape (output channels,).
         weight_grid: where `weight_codes` come from.
         bias: shape (output channels,), or None.
@@ -128,10 +128,10 @@ class IntegerLayer(nn.Module, ABC):
         return f"{shape}, weights {self.weight_grid.bits} bits, activations {activation}"
 
 
-class IntegerConv2d(IntegerLayer):
-    """`IntegerLayer` as a 2-d convolution: input (N, C, H, W), output (N, O, H', W')."""
+class IntegerConv(IntegerLayer):
+    """`IntegerLayer` as a convolution over one to three axes: input (N, C, ...), output (N, O, ...)."""
 
-    def __init__(self, geometry: nn.Conv2d, *codes: Any) -> None:
+    def __init__(self, geometry: Any, *codes: Any) -> None:
         super().__init__(*codes)
         self.stride = geometry.stride
         self.dilation = geometry.dilation
@@ -143,10 +143,33 @@ class IntegerConv2d(IntegerLayer):
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
             x = F.pad(x, self._border, mode=self.padding_mode)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        y: Tensor = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return y
 
     def per_channel(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, 1, 1)
+        return values.reshape(-1, *[1] * (self.weight_codes.dim() - 2))
+
+
+class IntegerConvTranspose(IntegerLayer):
+    """`IntegerLayer` as a transposed convolution; the codes are rows (O, I / groups, ...), see `swap_channels`."""
+
+    def __init__(self, geometry: Any, *codes: Any) -> None:
+        super().__init__(*codes)
+        self.stride = geometry.stride
+        self.dilation = geometry.dilation
+        self.groups = geometry.groups
+        self.padding = geometry.padding
+        self.output_padding = geometry.output_padding
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
+        own = swap_channels(weight, self.groups)
+        y: Tensor = transpose(x, own, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return y
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (self.weight_codes.dim() - 2))
 
 
 class IntegerLinear(IntegerLayer):
@@ -162,9 +185,40 @@ class IntegerLinear(IntegerLayer):
         return values
 
 
+class IntegerEmbedding(IntegerLayer):
+    """`IntegerLayer` as a table of codes: input (...) of indices, output (..., D)."""
+
+    def __init__(self, geometry: nn.Embedding, *codes: Any) -> None:
+        super().__init__(*codes)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.embedding(x, weight)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        return values[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self.weight_codes).to(self.weight_scale.dtype) * F.embedding(
+            x, self.per_channel(self.weight_scale)
+        )
+
+
 def integer_layer(geometry: nn.Module, *codes: Any) -> IntegerLayer:
     """An `IntegerLayer` in the place of a layer: its stride, padding and so on, with the given codes."""
-    return IntegerConv2d(geometry, *codes) if isinstance(geometry, nn.Conv2d) else IntegerLinear(geometry, *codes)
+    if isinstance(geometry, nn.modules.conv._ConvTransposeNd):
+        return IntegerConvTranspose(geometry, *codes)
+    if isinstance(geometry, nn.modules.conv._ConvNd):
+        return IntegerConv(geometry, *codes)
+    if isinstance(geometry, nn.Embedding):
+        return IntegerEmbedding(geometry, *codes)
+    return IntegerLinear(geometry, *codes)
+
+
+def row_shape(geometry: Any) -> list[int]:
+    """Shape of the codes of a layer, output channels first."""
+    groups = geometry.groups if isinstance(geometry, nn.modules.conv._ConvTransposeNd) else None
+    weight = geometry.weight
+    return list(weight.shape if groups is None else swap_channels(weight, groups).shape)
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -230,11 +284,12 @@ def _from_quantized(name: str, layer: QuantLayer) -> nn.Module:
         )
     layer.quantized_weight()  # a min-max scale follows the weight when the quantizer runs
     scale = layer.weight_quantizer.scale().detach().reshape(-1)
+    row_codes, bias = layer.row_codes().detach(), getattr(layer, "bias", None)
     codes = (
-        layer.weight_codes().detach(),
-        scale.expand(layer.weight.shape[0]).clone(),
+        row_codes,
+        scale.expand(len(row_codes)).clone(),
         Grid.of(layer.weight_quantizer),
-        None if layer.bias is None else layer.bias.detach().clone(),
+        None if bias is None else bias.detach().clone(),
     )
     if activation is None:
         return integer_layer(layer, *codes)

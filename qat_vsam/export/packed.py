@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from qat_vsam.errors import CheckpointError, InputError, QatVsamError, explain
 from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
-from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, replace_modules
+from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, replace_modules, row_shape
 from qat_vsam.models import build_model
+from qat_vsam.quant.prepare import LAYERS
 
 FORMAT = "qat_vsam.packed"
 VERSION = 1
@@ -167,9 +168,9 @@ def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict
     replacements: dict[nn.Module, nn.Module] = {}
     for name, row in layers.items():
         place = modules.get(name)
-        if not isinstance(place, nn.Conv2d | nn.Linear) or list(place.weight.shape) != row["shape"]:
+        if not isinstance(place, LAYERS) or row_shape(place) != row["shape"]:
             got = "no such layer" if place is None else f"a {type(place).__name__}"
-            expected = f"a convolution or linear layer with a weight of shape {row['shape']}"
+            expected = f"a layer with a weight of shape {row['shape']}"
             raise CheckpointError(explain(f"{path}: {name}", got, expected, "pass the model that was exported"))
         replacements[place] = _unpack_layer(name, place, row, tensors)
     built = replace_modules(built, replacements)
@@ -177,9 +178,7 @@ def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict
     return built
 
 
-def _unpack_layer(
-    name: str, place: nn.Conv2d | nn.Linear, row: dict[str, Any], tensors: dict[str, Tensor]
-) -> IntegerLayer:
+def _unpack_layer(name: str, place: nn.Module, row: dict[str, Any], tensors: dict[str, Tensor]) -> IntegerLayer:
     """An integer layer with its codes; `tensors` then holds them unpacked, too."""
     prefix = f"{name}." if name else ""
     grid = Grid(**row["weight"])

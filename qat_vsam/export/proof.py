@@ -246,8 +246,10 @@ def generate_inputs(given: Tensor, count: int, seed: int = 0) -> Tensor:
 
         x = clip(t a + (1 - t) b + 0.1 sigma n, min, max),   t uniform on [0, 1], n normal, sigma = std(given)
 
+    Integers, such as the indices of tokens, are mixed element by element: each is that of a or of b.
+
     Args:
-        given: shape (N, ...), floating point.
+        given: shape (N, ...), floating point or integers.
         count: how many to make.
         seed: of the draws.
 
@@ -261,6 +263,9 @@ def generate_inputs(given: Tensor, count: int, seed: int = 0) -> Tensor:
     given = given.detach().cpu()
     generator = torch.Generator().manual_seed(seed)
     first, second = torch.randint(len(given), (2, count), generator=generator)
+    if not given.is_floating_point():
+        from_first = torch.rand(count, *given.shape[1:], generator=generator) < 0.5
+        return torch.where(from_first, given[first], given[second])
     t = torch.rand(count, *[1] * (given.dim() - 1), generator=generator)
     noise = torch.randn(count, *given.shape[1:], generator=generator)
     mixed = t * given[first] + (1 - t) * given[second] + 0.1 * given.float().std(correction=0) * noise

@@ -12,7 +12,20 @@ from qat_vsam.quant.functional import (
     sign_quantize,
 )
 from qat_vsam.quant.groups import param_groups
-from qat_vsam.quant.layers import QuantConv2d, QuantLayer, QuantLinear, input_quantizers, quant_layers
+from qat_vsam.quant.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
+    QuantConvTranspose3d,
+    QuantEmbedding,
+    QuantLayer,
+    QuantLinear,
+    input_quantizers,
+    quant_layers,
+    swap_channels,
+)
 from qat_vsam.quant.prepare import prepare
 from qat_vsam.quant.quantizers import (
     DoReFaQuantizer,
@@ -39,7 +52,13 @@ __all__ = [
     "LayerRule",
     "MinMaxQuantizer",
     "PACTQuantizer",
+    "QuantConv1d",
     "QuantConv2d",
+    "QuantConv3d",
+    "QuantConvTranspose1d",
+    "QuantConvTranspose2d",
+    "QuantConvTranspose3d",
+    "QuantEmbedding",
     "QuantLayer",
     "QuantLinear",
     "QuantSpec",
@@ -70,4 +89,5 @@ __all__ = [
     "set_quantizers_enabled",
     "sign_codes",
     "sign_quantize",
+    "swap_channels",
 ]

@@ -1,13 +1,15 @@
-"""Where quantizers sit: convolution and linear layers that quantize their weight and their input.
+"""Where quantizers sit: layers that quantize their weight and their input.
 
     y = layer(input_quantizer(x), weight_quantizer(weight) + weight_offset)
 
-Padding is applied after the input quantizer; zero is on every grid but {-s, s}.
+Padding is applied after the input quantizer; zero is on every grid of activations but {-s, s}. A weight is quantized
+as rows, one for each output channel, (O, ...): the weight itself but for transposed convolutions, whose output
+channels lie along another axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
 import torch.nn.functional as F  # noqa: N812
@@ -21,7 +23,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class QuantLayer(nn.Module):
-    """What `QuantConv2d` and `QuantLinear` share.
+    """What all quantized layers share.
 
     Attributes:
         weight_quantizer: always there; its first step size is read from the weight.
@@ -38,7 +40,7 @@ class QuantLayer(nn.Module):
 
     def _add_quantizers(self, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> None:
         device, dtype = self.weight.device, self.weight.dtype
-        self.weight_quantizer = make_quantizer(weight_spec, "weight", self.weight.shape[0], device, dtype)
+        self.weight_quantizer = make_quantizer(weight_spec, "weight", len(self.rows(self.weight)), device, dtype)
         self.input_quantizer = None
         if activation_spec is not None:
             self.input_quantizer = make_quantizer(activation_spec, "activation", None, device, dtype)
@@ -52,7 +54,7 @@ class QuantLayer(nn.Module):
         It holds the same Parameter objects, hooks, training flag and attributes; only quantizers are added.
 
         Args:
-            module: an `nn.Conv2d` for QuantConv2d, an `nn.Linear` for QuantLinear.
+            module: the float layer, an `nn.Conv2d` for QuantConv2d and so on.
             weight_spec: how the weight is quantized.
             activation_spec: how the input is quantized, None to leave it in float.
         """
@@ -71,22 +73,36 @@ class QuantLayer(nn.Module):
     def initialise_weight_quantizer(self, method: StepSizeMethod = "mse") -> None:
         """Set the weight's step sizes from the weight as it is now."""
         statistics = TensorStatistics(per_channel=self.weight_quantizer.granularity == "per_channel")
-        statistics.update(self.weight)
+        statistics.update(self.rows(self.weight))
         self.weight_quantizer.initialise(statistics, method)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape with the output channels along axis 0."""
+        return weight
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """What `rows` was made from."""
+        return rows
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid, without the offset; carries a graph."""
-        weight: Tensor = self.weight_quantizer(self.weight)
-        return weight
+        return self.from_rows(self.weight_quantizer(self.rows(self.weight)))
 
     def weight_codes(self) -> Tensor:
         """The integer codes of the weight, in the weight's shape."""
-        return self.weight_quantizer.codes(self.weight)
+        return self.from_rows(self.row_codes())
+
+    def row_codes(self) -> Tensor:
+        """The integer codes of the weight, output channels along axis 0."""
+        return self.weight_quantizer.codes(self.rows(self.weight))
 
     def weight_step_size(self) -> Tensor:
         """The weight quantizer's step size, in a shape that goes with the weight's; carries a graph."""
-        scale = self.weight_quantizer.step()
-        return scale if scale.dim() == 0 else scale.view(-1, *[1] * (self.weight.dim() - 1))
+        step = self.weight_quantizer.step()
+        if step.dim() == 0:
+            return step
+        rows = self.rows(self.weight)
+        return self.from_rows(step.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape))
 
     def _used_weight(self) -> Tensor:
         weight = self.quantized_weight()
@@ -99,7 +115,29 @@ class QuantLayer(nn.Module):
         return x_hat
 
 
-class QuantConv2d(QuantLayer, nn.Conv2d):
+class _QuantConv(QuantLayer):
+    """What convolutions share."""
+
+    def __init__(
+        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._add_quantizers(weight_spec, activation_spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, ...) -> (batch, out_channels, ...)."""
+        convolution: Any = self
+        y: Tensor = convolution._conv_forward(self._used_input(x), self._used_weight(), self.bias)
+        return y
+
+
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """`nn.Conv1d` with a quantized weight and input; arguments as for `QuantConv2d`."""
+
+    _float_class = nn.Conv1d
+
+
+class QuantConv2d(_QuantConv, nn.Conv2d):
     """`nn.Conv2d` with a quantized weight and input.
 
     Args:
@@ -117,16 +155,63 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     _float_class = nn.Conv2d
 
+
+class QuantConv3d(_QuantConv, nn.Conv3d):
+    """`nn.Conv3d` with a quantized weight and input; arguments as for `QuantConv2d`."""
+
+    _float_class = nn.Conv3d
+
+
+class _QuantConvTranspose(QuantLayer):
+    """What transposed convolutions share: their weight is (I, O / groups, ...), its rows (O, I / groups, ...)."""
+
+    groups: int
+    _transpose: Callable[..., Tensor]
+
     def __init__(
         self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
     ) -> None:
         super().__init__(*args, **options)
         self._add_quantizers(weight_spec, activation_spec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, height, width) -> (batch, out_channels, height', width')."""
-        y: Tensor = self._conv_forward(self._used_input(x), self._used_weight(), self.bias)
-        return y
+    def rows(self, weight: Tensor) -> Tensor:
+        return swap_channels(weight, self.groups)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        return swap_channels(rows, self.groups)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(batch, in_channels, ...) -> (batch, out_channels, ...)."""
+        layer: Any = self
+        axes = self.weight.dim() - 2
+        padding = layer._output_padding(
+            x, output_size, layer.stride, layer.padding, layer.kernel_size, axes, layer.dilation
+        )
+        weight, groups = self._used_weight(), self.groups
+        return type(self)._transpose(
+            self._used_input(x), weight, self.bias, layer.stride, layer.padding, padding, groups, layer.dilation
+        )
+
+
+class QuantConvTranspose1d(_QuantConvTranspose, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` with a quantized weight and input; arguments as for `QuantConv2d`."""
+
+    _float_class = nn.ConvTranspose1d
+    _transpose = staticmethod(F.conv_transpose1d)
+
+
+class QuantConvTranspose2d(_QuantConvTranspose, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` with a quantized weight and input; arguments as for `QuantConv2d`."""
+
+    _float_class = nn.ConvTranspose2d
+    _transpose = staticmethod(F.conv_transpose2d)
+
+
+class QuantConvTranspose3d(_QuantConvTranspose, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` with a quantized weight and input; arguments as for `QuantConv2d`."""
+
+    _float_class = nn.ConvTranspose3d
+    _transpose = staticmethod(F.conv_transpose3d)
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -143,6 +228,48 @@ class QuantLinear(QuantLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return F.linear(self._used_input(x), self._used_weight(), self.bias)
+
+
+class QuantEmbedding(QuantLayer, nn.Embedding):
+    """`nn.Embedding` with a quantized table; per channel means one step size for each entry.
+
+    Its input, indices, is not quantized: `activation_spec` is not looked at. Arguments as for `nn.Embedding`, but for
+    `max_norm`, which rewrites the table in place, and `sparse`.
+
+    Example:
+        >>> from qat_vsam.quant import QuantEmbedding, TensorSpec
+        >>> spec = TensorSpec(bits=8, signed=True, granularity="per_channel")
+        >>> QuantEmbedding(10, 4, weight_spec=spec)(torch.tensor([1, 2])).shape
+        torch.Size([2, 4])
+    """
+
+    _float_class = nn.Embedding
+
+    def __init__(
+        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._add_quantizers(weight_spec, None)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> Self:
+        return super().from_float(module, weight_spec, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (..., embedding_dim)."""
+        return F.embedding(x, self._used_weight(), self.padding_idx)
+
+
+def swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """(I, O / groups, ...) -> (O, I / groups, ...), and the other way round: channels of a group stay together.
+
+    Example:
+        >>> swap_channels(torch.zeros(4, 3, 5), groups=2).shape
+        torch.Size([6, 2, 5])
+    """
+    first, second, *kernel = weight.shape
+    blocks = weight.reshape(groups, first // groups, second, *kernel).transpose(1, 2)
+    return blocks.reshape(groups * second, first // groups, *kernel)
 
 
 def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:

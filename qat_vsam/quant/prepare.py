@@ -9,7 +9,18 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
 from qat_vsam.quant.groups import is_norm
-from qat_vsam.quant.layers import QuantConv2d, QuantLayer, QuantLinear, quant_layers
+from qat_vsam.quant.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
+    QuantConvTranspose3d,
+    QuantEmbedding,
+    QuantLayer,
+    QuantLinear,
+    quant_layers,
+)
 from qat_vsam.quant.modes import evaluating, inputs_of
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
@@ -17,7 +28,17 @@ from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.summary import Summary, SummaryRow
 from qat_vsam.quant.tensor_spec import TensorSpec
 
-QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.ConvTranspose1d: QuantConvTranspose1d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.ConvTranspose3d: QuantConvTranspose3d,
+    nn.Linear: QuantLinear,
+    nn.Embedding: QuantEmbedding,
+}
+LAYERS = tuple(QUANTIZED_TWIN)
 
 # These read the weights of their children without calling them, so a quantized child would go unused.
 READS_CHILDREN: dict[type[nn.Module], str] = {
@@ -27,9 +48,9 @@ READS_CHILDREN: dict[type[nn.Module], str] = {
 
 
 def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> Summary:
-    """Replace convolution and linear layers by their quantized twins, in place.
+    """Replace convolutions, linear layers and embeddings by their quantized twins, in place.
 
-    Every `nn.Conv2d` and `nn.Linear` is replaced or listed with the reason why not; other modules with
+    Every layer of `QUANTIZED_TWIN` is replaced or listed with the reason why not; other modules with
     parameters are listed. The first and the last of them in module order get `spec.first_last_bits`, unless one
     of `spec.overrides` names them. Weight step sizes are set at once, those of the inputs by `calibrate`. With
     quantizers off the model computes the same bits as before.
@@ -93,8 +114,8 @@ def _check(model: nn.Module) -> None:
         advice = "wrap it: nn.Sequential(layer)"
         raise ConfigError(explain("model", f"a single {type(model).__name__}", "a model with layers in it", advice))
     if not any(type(module) in QUANTIZED_TWIN for module in model.modules()):
-        advice = "see QuantConv2d and QuantLinear for what can be quantized"
-        raise ConfigError(explain("model", "no such layer", "at least one nn.Conv2d or nn.Linear", advice))
+        expected = "at least one of " + ", ".join(kind.__name__ for kind in LAYERS)
+        raise ConfigError(explain("model", "no such layer", expected, "see the Quant layers for what can be quantized"))
 
 
 def _check_weight(name: str, module: nn.Module) -> None:
@@ -124,7 +145,7 @@ def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
     by_parent = _read_by_parent(model)
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
-        is_layer = isinstance(module, (nn.Conv2d, nn.Linear))
+        is_layer = isinstance(module, LAYERS)
         if not is_layer and not any(True for _ in module.parameters(recurse=False)):
             continue
         if is_norm(module):
@@ -135,6 +156,8 @@ def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
             reasons[name] = _unsupported(module)
         elif "weight" not in module._parameters or isinstance(module.weight, nn.UninitializedParameter):
             reasons[name] = "its weight is no plain Parameter (weight_norm or a lazy module)"
+        elif isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+            reasons[name] = "max_norm rewrites its table" if module.max_norm is not None else "its gradient is sparse"
         elif name in rules:
             reasons[name] = "" if rules[name].weight is not None else f"override: {rules[name].layers}"
         elif name in kept:
@@ -169,11 +192,7 @@ def _read_by_parent(model: nn.Module) -> dict[str, str]:
 
 def _first_and_last(model: nn.Module) -> set[str]:
     by_parent = _read_by_parent(model)
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in by_parent
-    ]
+    names = [name for name, module in model.named_modules() if isinstance(module, LAYERS) and name not in by_parent]
     return {*names[:1], *names[-1:]}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import qat_vsam as qv
 from qat_vsam.errors import InputError
-from qat_vsam.export import IntegerConv2d, IntegerLinear, integer_model
+from qat_vsam.export import IntegerConv, IntegerLinear, integer_model
 from qat_vsam.export.integer import Grid, IntegerLayer
 from qat_vsam.quant import quant_layers
 
@@ -73,7 +73,7 @@ def test_padding_modes_and_string_padding(mode: str, x) -> None:
     qv.prepare(model, qv.QuantSpec.preset("w4a4"))
     qv.calibrate(model, [x])
     integers = integer_model(model)
-    assert isinstance(integers[0], IntegerConv2d)
+    assert isinstance(integers[0], IntegerConv)
     torch.testing.assert_close(integers(x), model.eval()(x), rtol=1e-5, atol=1e-5)
 
 

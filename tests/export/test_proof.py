@@ -126,7 +126,7 @@ def test_a_failed_export_keeps_the_older_artifact_whole(drifting, tmp_path, quan
     assert qv.verify(path, quantize(None)).passed
 
 
-@pytest.mark.parametrize("sample", [torch.zeros(4, 3, dtype=torch.long), torch.zeros(0, 3), [1.0]])
+@pytest.mark.parametrize("sample", [torch.zeros(4, 3, dtype=torch.bool), torch.zeros(0, 3), [1.0]])
 def test_a_sample_that_is_no_batch_of_floats_is_refused(sample, tmp_path) -> None:
     with pytest.raises(InputError, match="sample: got"):
         qv.export(nn.Linear(3, 2), tmp_path / "model", sample=sample)
@@ -210,3 +210,12 @@ def test_generated_inputs_stay_within_the_range_and_repeat() -> None:
     assert made.min() >= given.min()
     assert made.max() <= given.max()
     assert made.std() > 0.5 * given.std()
+
+
+def test_generated_integers_are_those_of_the_given_inputs_place_by_place() -> None:
+    given = torch.tensor([[1, 20, 300], [4, 50, 600], [7, 80, 900]])
+    made = generate_inputs(given, 200)
+    assert made.dtype == given.dtype
+    for place in range(3):
+        assert set(made[:, place].tolist()) == set(given[:, place].tolist())
+    assert len({tuple(row) for row in made.tolist()}) > 9

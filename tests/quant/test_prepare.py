@@ -140,8 +140,7 @@ def test_what_cannot_be_swapped_is_listed_and_left():
             "attention": nn.MultiheadAttention(8, 2),
             "encoder": nn.TransformerEncoderLayer(8, 2, 16),
             "own": OwnConv(2, 2, 1),
-            "up": nn.ConvTranspose2d(2, 2, 2),
-            "words": nn.Embedding(4, 4),
+            "bag": nn.EmbeddingBag(4, 4),
             "memory": nn.LSTM(2, 2),
             "lazy": nn.LazyLinear(3),
             "normed": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
@@ -155,8 +154,8 @@ def test_what_cannot_be_swapped_is_listed_and_left():
     assert "without calling it" in reasons["attention.out_proj"]
     assert "without calling it" in reasons["encoder.linear1"]
     assert "subclass of Conv2d" in reasons["own"]
-    assert "no quantized twin" in reasons["up"]
-    assert {"words", "memory", "lazy", "normed", "group", "attention", "encoder.self_attn"} <= set(reasons)
+    assert "no quantized twin" in reasons["bag"]
+    assert {"memory", "lazy", "normed", "group", "attention", "encoder.self_attn"} <= set(reasons)
     assert type(model["attention"].out_proj) is not QuantLinear
 
 
