@@ -30,6 +30,7 @@ from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
 from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, replace_modules, row_shape
 from qat_vsam.models import build_model
+from qat_vsam.quant.attention import call_projections
 from qat_vsam.quant.prepare import LAYERS
 
 FORMAT = "qat_vsam.packed"
@@ -164,6 +165,8 @@ def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_build
 
 def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """Put integer layers in place and load everything else."""
+    if not set(layers) <= {name for name, _ in built.named_modules()}:
+        call_projections(built)  # those of an attention are layers only in a prepared model
     modules = dict(built.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
     for name, row in layers.items():

@@ -58,13 +58,13 @@ class QuantLayer(nn.Module):
             weight_spec: how the weight is quantized.
             activation_spec: how the input is quantized, None to leave it in float.
         """
-        layer = _take_over(module, cls)
+        layer = take_over(module, cls)
         layer._add_quantizers(weight_spec, activation_spec)
         return layer
 
     def to_float(self) -> nn.Module:
         """The float layer again, with the same Parameter objects; weights as they are, not on the grid."""
-        layer = _take_over(self, self._float_class)
+        layer = take_over(self, self._float_class)
         for name in ("weight_quantizer", "input_quantizer"):
             del layer._modules[name]
         del layer.__dict__["weight_offset"]
@@ -288,7 +288,7 @@ def input_quantizers(model: nn.Module) -> dict[Quantizer, str]:
     return found
 
 
-def _take_over(module: nn.Module, new_class: type[_Module]) -> _Module:
+def take_over(module: nn.Module, new_class: type[_Module]) -> _Module:
     """A module of another class with everything that `module` carries, hooks and foreign attributes included.
 
     The dictionaries of children and parameters are copied, so that one of the two can gain or lose entries;

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.quant.attention import CalledAttention, call_projections, cannot_be_called, restore
 from qat_vsam.quant.groups import is_norm
 from qat_vsam.quant.layers import (
     QuantConv1d,
@@ -40,15 +41,17 @@ QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {
 }
 LAYERS = tuple(QUANTIZED_TWIN)
 
-# These read the weights of their children without calling them, so a quantized child would go unused.
-READS_CHILDREN: dict[type[nn.Module], str] = {
-    nn.MultiheadAttention: "MultiheadAttention reads its weights without calling it",
-    nn.TransformerEncoderLayer: "TransformerEncoderLayer's fast path reads its weights without calling it",
+# These read the weights of their children without calling them, so a quantized child would go unused. By name, so that
+# nobody's package is imported.
+READS_CHILDREN = {
+    "torch.nn.modules.activation.MultiheadAttention",
+    "torch.nn.modules.transformer.TransformerEncoderLayer",
+    "torchvision.models.swin_transformer.ShiftedWindowAttention",
 }
 
 
 def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> Summary:
-    """Replace convolutions, linear layers and embeddings by their quantized twins, in place.
+    """Replace convolutions, linear layers, attention projections and embeddings by their quantized twins, in place.
 
     Every layer of `QUANTIZED_TWIN` is replaced or listed with the reason why not; other modules with
     parameters are listed. The first and the last of them in module order get `spec.first_last_bits`, unless one
@@ -83,6 +86,15 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         5      Linear       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
     """
     _check(model)
+    made = call_projections(model)
+    try:
+        return _prepare(model, spec, sample)
+    except BaseException:
+        restore(model, made)
+        raise
+
+
+def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summary:
     reasons = _reasons(model, spec)
     floats = {name: module for name, module in model.named_modules() if name in reasons}
     targets = {name: module for name, module in floats.items() if not reasons[name]}
@@ -173,21 +185,26 @@ def _unsupported(module: nn.Module) -> str:
     for base in QUANTIZED_TWIN:
         if isinstance(module, base):
             return f"a subclass of {base.__name__} with a forward of its own"
-    if type(module) in READS_CHILDREN or isinstance(module, nn.MultiheadAttention):
-        return "attention weights are used functionally"
+    if isinstance(module, nn.MultiheadAttention):
+        return cannot_be_called(module) or "TransformerEncoderLayer reads its weights without calling it"
     return f"{type(module).__name__} has no quantized twin"
 
 
 def _read_by_parent(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        for kind, reason in READS_CHILDREN.items():
-            if isinstance(module, kind):
-                prefix = f"{name}." if name else ""
-                for child, layer in module.named_children():
-                    if isinstance(layer, nn.Linear):
-                        found[prefix + child] = reason
+        readers = [kind.__name__ for kind in type(module).__mro__ if _path(kind) in READS_CHILDREN]
+        if not readers or isinstance(module, CalledAttention):
+            continue
+        prefix = f"{name}." if name else ""
+        for child, layer in module.named_children():
+            if isinstance(layer, nn.Linear):
+                found[prefix + child] = f"{readers[0]} reads its weights without calling it"
     return found
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _first_and_last(model: nn.Module) -> set[str]:
