@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.quant.groups import is_norm
 from qat_vsam.quant.layers import input_quantizers, quant_layers
 from qat_vsam.quant.modes import evaluating, inputs_of, quantizers_off
+from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.statistics import STEP_SIZE_METHODS, StepSizeMethod, TensorStatistics
 
@@ -23,9 +25,11 @@ def calibrate(
 ) -> None:
     """Set all step sizes, and the sign of the inputs, from the float model's values on some batches.
 
-    The batches run through the model in evaluation mode with quantizers off. An input is signed iff a
-    negative value was seen. Layers that read the same tensor come to share one input quantizer, so make the
-    optimizer after this call. Nothing is changed where an exception is raised, but for that sharing.
+    The batches run through the model in evaluation mode with quantizers off. Layers that are not reached so, such
+    as the auxiliary heads of GoogLeNet, see the first batch once more in training mode, norms and dropouts still
+    in evaluation mode. An input is signed iff a negative value was seen. Layers that read the same tensor come to
+    share one input quantizer, so make the optimizer after this call. Nothing is changed where an exception is
+    raised, but for that sharing.
 
     Args:
         model: as `prepare` left it.
@@ -59,16 +63,23 @@ def calibrate(
     with evaluating(model), quantizers_off(model):
         groups = layers_that_read_the_same_tensor(layers, lambda: model(first))
         share_input_quantizers(model, groups)
-        seen = _observe(model, itertools.chain([first], inputs))
+        seen = _observe(model, itertools.chain([first], inputs), input_quantizers(model))
+        unreached = {q: name for q, name in input_quantizers(model).items() if not seen[q].count}
+        if unreached:
+            for module in model.modules():
+                module.training = not (is_norm(module) or isinstance(module, nn.modules.dropout._DropoutNd))
+            seen |= _observe(model, [first], unreached)
+        _check(seen, input_quantizers(model))
     for quantizer, statistics in seen.items():
         quantizer.initialise(statistics, method)
     for _, layer in layers:
         layer.initialise_weight_quantizer(method)
 
 
-def _observe(model: nn.Module, inputs: Iterable[Tensor]) -> dict[Any, TensorStatistics]:
-    names = input_quantizers(model)
-    seen = {quantizer: TensorStatistics() for quantizer in names}
+def _observe(
+    model: nn.Module, inputs: Iterable[Tensor], quantizers: Iterable[Quantizer]
+) -> dict[Quantizer, TensorStatistics]:
+    seen = {quantizer: TensorStatistics() for quantizer in quantizers}
 
     def note(statistics: TensorStatistics) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, arguments: statistics.update(arguments[0])
@@ -78,6 +89,10 @@ def _observe(model: nn.Module, inputs: Iterable[Tensor]) -> dict[Any, TensorStat
             stack.callback(quantizer.register_forward_pre_hook(note(statistics)).remove)
         for x in inputs:
             model(x)
+    return seen
+
+
+def _check(seen: Mapping[Quantizer, TensorStatistics], names: Mapping[Quantizer, str]) -> None:
     unreached = [names[quantizer] for quantizer, statistics in seen.items() if statistics.count == 0]
     if unreached:
         advice = "give data that reaches them, or keep them in float"
@@ -86,4 +101,3 @@ def _observe(model: nn.Module, inputs: Iterable[Tensor]) -> dict[Any, TensorStat
     if broken:
         advice = "check the weights of the float model"
         raise InputError(explain("calibration", f"NaN or infinity at {', '.join(broken)}", "finite inputs", advice))
-    return seen

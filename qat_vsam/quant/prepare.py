@@ -187,6 +187,8 @@ def _unsupported(module: nn.Module) -> str:
             return f"a subclass of {base.__name__} with a forward of its own"
     if isinstance(module, nn.MultiheadAttention):
         return cannot_be_called(module) or "TransformerEncoderLayer reads its weights without calling it"
+    if any(True for _ in module.children()):
+        return "parameters of its own: " + ", ".join(name for name, _ in module.named_parameters(recurse=False))
     return f"{type(module).__name__} has no quantized twin"
 
 

@@ -1,5 +1,7 @@
 """Calibration finds sign and step of every input, or says why it cannot."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -148,3 +150,27 @@ def test_everything_is_restored_by_a_plain_load_state_dict(tmp_path):
     fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     x = batches()[0]
     assert torch.equal(fresh.eval()(x), trained.eval()(x))
+
+
+def test_layers_that_are_reached_in_training_alone_are_calibrated_without_moving_a_statistic():
+    class WithAuxiliaryHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm, self.drop = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)
+            self.head, self.auxiliary = nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.drop(self.norm(self.stem(x)))
+            return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+    torch.manual_seed(0)
+    model, x = WithAuxiliaryHead().train(), torch.randn(32, 4)
+    before = copy.deepcopy(model.norm.state_dict())
+    prepare(model, QuantSpec.preset("w4a4"))
+    calibrate(model, [x])
+    assert all(torch.equal(model.norm.state_dict()[key], value) for key, value in before.items())
+    assert all(module.training for module in model.modules())
+    assert model.auxiliary.input_quantizer.initialised
+    first, second = model(x)
+    assert first.isfinite().all()
+    assert second.isfinite().all()
