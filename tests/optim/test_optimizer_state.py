@@ -43,11 +43,11 @@ def test_a_run_resumed_from_a_file_is_bit_identical(any_task, member, base):
         assert repr(second.statistics()) == repr(optimizer.statistics())
 
 
-@pytest.mark.parametrize("kind", [VSAM, LookSAM])
-def test_a_psf_of_half_the_memory_is_saved_and_restored_as_it_is(problem, kind):
+@pytest.mark.parametrize(("kind", "more"), [(VSAM, {"reuse": 0.7}), (LookSAM, {})])
+def test_a_psf_of_half_the_memory_is_saved_and_restored_as_it_is(problem, kind, more):
     whole, begun = problem(dtype=torch.float32), problem(dtype=torch.float32)
     resumed = problem(dtype=torch.float32)
-    options = {"lr": 0.05, "momentum": 0.9, "psf_dtype": "bfloat16"}
+    options = {"lr": 0.05, "momentum": 0.9, "psf_dtype": "bfloat16", **more}
     optimizer, first, second = (kind(t.weights, torch.optim.SGD, **options) for t in (whole, begun, resumed))
     for _ in range(7):
         whole.step(optimizer)

@@ -554,14 +554,15 @@ def test_without_a_model_one_line_is_logged_once(problem, caplog):
     ]
 
 
-def test_no_more_than_one_tensor_per_parameter_is_kept(problem):
+@pytest.mark.parametrize(("more", "kept"), [({}, {"momentum_buffer"}), ({"reuse": 0.7}, {"momentum_buffer", "psf"})])
+def test_nothing_is_kept_without_reuse_and_one_tensor_per_parameter_with_it(problem, more, kept):
     task = problem()
-    optimizer = build(task, "part")
+    optimizer = build(task, "part", **more)
     task.step(optimizer)
     task.step(optimizer)
     size = sum(len(state) for state in optimizer.state.values())
     for _ in range(200):
         task.step(optimizer)
-    assert all(set(state) == {"momentum_buffer", "psf"} for state in optimizer.state.values())
+    assert all(set(state) == kept for state in optimizer.state.values())
     assert sum(len(state) for state in optimizer.state.values()) == size
     assert not any(vars(w) for w in task.weights)

@@ -1,4 +1,4 @@
-"""VSAM: a second gradient now and then, on part of the batch, reused in between."""
+"""VSAM: a second gradient now and then, on part of the batch; reused in between, if asked for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from qat_vsam.optim.variance_schedule import VarianceSchedule
 
 _METHODS = {"part": (Part, 0.5), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SCHEDULES = ("budget", "variance")
+_RHO, _PUBLISHED_RHO, _PUBLISHED_REUSE = 0.15, 0.05, 0.7
 
 
 class VSAM(SharpnessAware):
-    r"""Sharpness-aware minimization that pays for a second gradient now and then, and reuses it in between.
+    r"""Sharpness-aware minimization that pays for a second gradient now and then.
 
         a step that pays:  with  q g_A + (1 - q) g_B + h,   h = (gradient of A at w + rho g_A / |g_A|) - g_A
-        i steps later:     with  g + gamma^i h              while i <= 6
+        i steps later:     with  g + gamma^i h              while i <= 6 and gamma > 0
         otherwise:         with  g
 
     A is a part of the batch of share q, B the rest. When to pay is decided by `schedule`:
@@ -37,18 +38,19 @@ class VSAM(SharpnessAware):
     - "variance": the published algorithm. Whole-batch SAM steps, at a rate that follows the spread of |h|
       and its ratio to |g|, after a warm-up of plain SAM.
 
-    Keeps one tensor per parameter between steps, h.
+    With reuse, one tensor per parameter is kept between steps, h; without, nothing.
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius. 0.05, as published, is small enough for fine-tuning; training from scratch on scarce data or wrong
-            labels gains most at 0.2 to 0.4, and a short fine-tune at 2 bits loses much at 0.12.
+        rho: Radius. What a step without second gradient leaves out, a larger radius makes up for: a good one is about
+            SAM's divided by the share of steps that pay, 0.3 by default. None: 0.15, or 0.05 for "variance".
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
         share: q. Default 1/2 for "part", 1/4 for "ascend_part", 1 for "interval".
         interval: Pay at every interval-th step; then the budget is 1 + share / interval, whatever was given.
-        reuse: gamma; 0 for no reuse.
+        reuse: gamma. None: no reuse, or the published 0.7 for "variance". An old h costs one tensor per parameter, and
+            made runs with quantized weights diverge at learning rates that SAM bears; with it rho is that of SAM.
         total_steps: Length of the run, for spend="early".
         spend: "evenly", "early" (all in the first 0.6 of the run) or "learning_rate" (in proportion to it).
         warmup_steps: Steps of plain SAM at the beginning; "variance" needs it (published: those of 3 epochs).
@@ -90,13 +92,13 @@ class VSAM(SharpnessAware):
         params: ParamsT,
         base_optimizer: type[Optimizer],
         *,
-        rho: float = 0.05,
+        rho: float | None = None,
         schedule: str | Schedule = "budget",
         gradient_budget: float = 1.15,
         method: str = "part",
         share: float | None = None,
         interval: int | None = None,
-        reuse: float = 0.7,
+        reuse: float | None = None,
         total_steps: int | None = None,
         spend: str = "evenly",
         warmup_steps: int | None = None,
@@ -140,6 +142,11 @@ class VSAM(SharpnessAware):
         elif not isinstance(schedule, Schedule):
             advice = did_you_mean(str(schedule), _SCHEDULES)
             raise ConfigError(explain("schedule", repr(schedule), "a schedule", advice))
+        published = isinstance(schedule, VarianceSchedule)
+        if rho is None:
+            rho = _PUBLISHED_RHO if published else _RHO
+        if reuse is None:
+            reuse = _PUBLISHED_REUSE if published else 0.0
         super().__init__(
             params,
             base_optimizer,

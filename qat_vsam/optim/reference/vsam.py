@@ -12,7 +12,7 @@ from qat_vsam.optim.reference.base import ALL, Gradient, ReferenceSAM, Tensors, 
 
 
 class ReferenceBudget(ReferenceSAM):
-    """A second gradient on part of the batch, as often as a budget allows, with reuse of h.
+    """A second gradient on part of the batch, as often as a budget allows; with reuse of h, if gamma is not 0.
 
     Args:
         w, gradient, **sgd: As for `ReferenceSAM`.
@@ -31,7 +31,7 @@ class ReferenceBudget(ReferenceSAM):
         budget: Fraction,
         q: Fraction = Fraction(1, 2),
         batch_size: int,
-        gamma: float = 0.7,
+        gamma: float = 0.0,
         ascend_only: bool = False,
         **sgd: Any,
     ) -> None:
