@@ -237,6 +237,7 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     `max_norm`, which rewrites the table in place, and `sparse`.
 
     Example:
+        >>> import torch
         >>> from qat_vsam.quant import QuantEmbedding, TensorSpec
         >>> spec = TensorSpec(bits=8, signed=True, granularity="per_channel")
         >>> QuantEmbedding(10, 4, weight_spec=spec)(torch.tensor([1, 2])).shape
@@ -264,6 +265,7 @@ def swap_channels(weight: Tensor, groups: int) -> Tensor:
     """(I, O / groups, ...) -> (O, I / groups, ...), and the other way round: channels of a group stay together.
 
     Example:
+        >>> import torch
         >>> swap_channels(torch.zeros(4, 3, 5), groups=2).shape
         torch.Size([6, 2, 5])
     """

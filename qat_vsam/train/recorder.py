@@ -152,8 +152,9 @@ class Recorder:
                 },
             )
         self._tell("epoch")
-        last = self.state.epoch == self._plan.epochs
-        if last or self._stop_asked or self.state.stopped or ledger.steps - self._saved >= STEPS_WORTH_SAVING:
+        every, last = self._plan.checkpoint_every_steps, self.state.epoch == self._plan.epochs
+        due = ledger.steps - self._saved >= STEPS_WORTH_SAVING or (every is not None and ledger.steps % every == 0)
+        if due or last or self._stop_asked or self.state.stopped:
             self._save()
         self._stop_if_asked()
 
