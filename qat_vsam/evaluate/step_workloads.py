@@ -132,8 +132,9 @@ def step_workloads(
     x = torch.randn(shape, generator=generator).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, shape[:1], generator=generator)
     float_model = model.to(memory_format=torch.channels_last).train()
-    quantized = copy.deepcopy(float_model)
+    quantized = float_model
     if implementations:
+        quantized = copy.deepcopy(float_model)
         prepare(quantized, QuantSpec.preset(bits), sample=x[:2])
         calibrate(quantized, [x])
         quantized.train()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
 from qat_vsam.quant.functional import quantize, sign_codes
+from qat_vsam.quant.layers import CONV_TRANSPOSE
+from qat_vsam.quant.replace import replace_modules
 
 _FLOAT32_EXACT = 2**24
 
@@ -128,16 +129,28 @@ class IntegerLayer(nn.Module, ABC):
         return f"{shape}, weights {self.weight_grid.bits} bits, activations {activation}"
 
 
-class IntegerConv(IntegerLayer):
-    """`IntegerLayer` as a convolution over one to three axes: input (N, C, ...), output (N, O, ...)."""
+class _IntegerConv(IntegerLayer):
+    """What convolutions over one to three axes share: input (N, C, ...), output (N, O, ...)."""
 
     def __init__(self, geometry: Any, *codes: Any) -> None:
         super().__init__(*codes)
         self.stride = geometry.stride
         self.dilation = geometry.dilation
         self.groups = geometry.groups
+        self.padding = geometry.padding
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (self.weight_codes.dim() - 2))
+
+
+class IntegerConv(_IntegerConv):
+    """`IntegerLayer` as a convolution."""
+
+    def __init__(self, geometry: Any, *codes: Any) -> None:
+        super().__init__(geometry, *codes)
         self.padding_mode = geometry.padding_mode
-        self.padding = geometry.padding if geometry.padding_mode == "zeros" else 0
+        if self.padding_mode != "zeros":
+            self.padding = 0
         self._border = list(geometry._reversed_padding_repeated_twice)
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -147,29 +160,19 @@ class IntegerConv(IntegerLayer):
         y: Tensor = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return y
 
-    def per_channel(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, *[1] * (self.weight_codes.dim() - 2))
 
-
-class IntegerConvTranspose(IntegerLayer):
+class IntegerConvTranspose(_IntegerConv):
     """`IntegerLayer` as a transposed convolution; the codes are rows (O, I / groups, ...), see `swap_channels`."""
 
     def __init__(self, geometry: Any, *codes: Any) -> None:
-        super().__init__(*codes)
-        self.stride = geometry.stride
-        self.dilation = geometry.dilation
-        self.groups = geometry.groups
-        self.padding = geometry.padding
+        super().__init__(geometry, *codes)
         self.output_padding = geometry.output_padding
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
         own = swap_channels(weight, self.groups)
-        y: Tensor = transpose(x, own, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return y
-
-    def per_channel(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, *[1] * (self.weight_codes.dim() - 2))
+        return CONV_TRANSPOSE[weight.dim() - 3](
+            x, own, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
 
 
 class IntegerLinear(IntegerLayer):
@@ -219,15 +222,6 @@ def row_shape(geometry: Any) -> list[int]:
     groups = geometry.groups if isinstance(geometry, nn.modules.conv._ConvTransposeNd) else None
     weight = geometry.weight
     return list(weight.shape if groups is None else swap_channels(weight, groups).shape)
-
-
-def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put other modules in the place of some, wherever they are registered; in place, but for the root."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children leaves out a second name
-            if child is not None and child in replacements:
-                setattr(parent, name, replacements[child])
-    return replacements.get(model, model)
 
 
 def integer_model(model: nn.Module) -> nn.Module:

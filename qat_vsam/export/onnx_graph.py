@@ -31,8 +31,9 @@ from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, settle_initializers
-from qat_vsam.export.integer import Grid, IntegerLayer, integer_model, replace_modules
+from qat_vsam.export.integer import Grid, IntegerLayer, integer_model
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
+from qat_vsam.quant.replace import replace_modules
 
 INPUT, OUTPUT = "input", "logits"
 # 18 has every operator used here; runtimes lag behind the newest

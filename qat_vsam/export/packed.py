@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from qat_vsam.errors import CheckpointError, InputError, QatVsamError, explain
 from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
-from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, replace_modules, row_shape
+from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, row_shape
 from qat_vsam.models import build_model
 from qat_vsam.quant.attention import call_projections
 from qat_vsam.quant.prepare import LAYERS
+from qat_vsam.quant.replace import replace_modules
 
 FORMAT = "qat_vsam.packed"
 VERSION = 1

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant.layers import QuantLayer, take_over
+from qat_vsam.quant.replace import replace_modules
 
 
 class CalledAttention(nn.MultiheadAttention):
@@ -146,31 +147,21 @@ def cannot_be_called(module: nn.Module) -> str:
     return ""
 
 
-def call_projections(model: nn.Module) -> dict[CalledAttention, nn.MultiheadAttention]:
+def call_projections(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Put a `CalledAttention` in the place of every attention that can become one, in place, but for the root.
 
     Returns:
-        What was put in the place of what; `restore` undoes it.
+        What was put in the place of what; `replace_modules` undoes it.
     """
-    made: dict[nn.Module, CalledAttention] = {}
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and not cannot_be_called(module):
-            made[module] = CalledAttention.from_float(module)
-    _replace(model, made)
-    return {called: module for module, called in made.items()}  # type: ignore[misc]
-
-
-def restore(model: nn.Module, made: dict[CalledAttention, nn.MultiheadAttention]) -> None:
-    """Undo `call_projections`."""
-    _replace(model, made)
-
-
-def _replace(model: nn.Module, replacements: Any) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            # an encoder layer reads the weights of its attention itself, and PyTorch's own must stay there
-            if child in replacements and not isinstance(parent, nn.TransformerEncoderLayer):
-                parent._modules[name] = replacements[child]
+    # an encoder layer reads the weights of its attention itself, and PyTorch's own must stay there
+    read = {layer.self_attn for layer in model.modules() if isinstance(layer, nn.TransformerEncoderLayer)}
+    made: dict[nn.Module, nn.Module] = {
+        module: CalledAttention.from_float(module)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention) and module not in read and not cannot_be_called(module)
+    }
+    replace_modules(model, made)
+    return {called: module for module, called in made.items()}
 
 
 def _is_float(layer: nn.Module) -> bool:

@@ -63,13 +63,14 @@ def calibrate(
     with evaluating(model), quantizers_off(model):
         groups = layers_that_read_the_same_tensor(layers, lambda: model(first))
         share_input_quantizers(model, groups)
-        seen = _observe(model, itertools.chain([first], inputs), input_quantizers(model))
-        unreached = {q: name for q, name in input_quantizers(model).items() if not seen[q].count}
+        names = input_quantizers(model)
+        seen = _observe(model, itertools.chain([first], inputs), names)
+        unreached = [quantizer for quantizer, statistics in seen.items() if not statistics.count]
         if unreached:
             for module in model.modules():
                 module.training = not (is_norm(module) or isinstance(module, nn.modules.dropout._DropoutNd))
             seen |= _observe(model, [first], unreached)
-        _check(seen, input_quantizers(model))
+        _check(seen, names)
     for quantizer, statistics in seen.items():
         quantizer.initialise(statistics, method)
     for _, layer in layers:

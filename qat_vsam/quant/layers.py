@@ -20,6 +20,8 @@ from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
 from qat_vsam.quant.tensor_spec import TensorSpec
 
 _Module = TypeVar("_Module", bound=nn.Module)
+# by the number of axes of the image, from 1
+CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 class QuantLayer(nn.Module):
@@ -37,6 +39,12 @@ class QuantLayer(nn.Module):
     input_quantizer: Quantizer | None
     weight_offset: Tensor | None
     _float_class: type[nn.Module]
+
+    def __init__(
+        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._add_quantizers(weight_spec, activation_spec)
 
     def _add_quantizers(self, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> None:
         device, dtype = self.weight.device, self.weight.dtype
@@ -118,12 +126,6 @@ class QuantLayer(nn.Module):
 class _QuantConv(QuantLayer):
     """What convolutions share."""
 
-    def __init__(
-        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._add_quantizers(weight_spec, activation_spec)
-
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, ...) -> (batch, out_channels, ...)."""
         convolution: Any = self
@@ -166,13 +168,6 @@ class _QuantConvTranspose(QuantLayer):
     """What transposed convolutions share: their weight is (I, O / groups, ...), its rows (O, I / groups, ...)."""
 
     groups: int
-    _transpose: Callable[..., Tensor]
-
-    def __init__(
-        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._add_quantizers(weight_spec, activation_spec)
 
     def rows(self, weight: Tensor) -> Tensor:
         return swap_channels(weight, self.groups)
@@ -183,13 +178,12 @@ class _QuantConvTranspose(QuantLayer):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(batch, in_channels, ...) -> (batch, out_channels, ...)."""
         layer: Any = self
-        axes = self.weight.dim() - 2
+        axes, weight = self.weight.dim() - 2, self._used_weight()
         padding = layer._output_padding(
             x, output_size, layer.stride, layer.padding, layer.kernel_size, axes, layer.dilation
         )
-        weight, groups = self._used_weight(), self.groups
-        return type(self)._transpose(
-            self._used_input(x), weight, self.bias, layer.stride, layer.padding, padding, groups, layer.dilation
+        return CONV_TRANSPOSE[axes - 1](
+            self._used_input(x), weight, self.bias, layer.stride, layer.padding, padding, self.groups, layer.dilation
         )
 
 
@@ -197,33 +191,24 @@ class QuantConvTranspose1d(_QuantConvTranspose, nn.ConvTranspose1d):
     """`nn.ConvTranspose1d` with a quantized weight and input; arguments as for `QuantConv2d`."""
 
     _float_class = nn.ConvTranspose1d
-    _transpose = staticmethod(F.conv_transpose1d)
 
 
 class QuantConvTranspose2d(_QuantConvTranspose, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` with a quantized weight and input; arguments as for `QuantConv2d`."""
 
     _float_class = nn.ConvTranspose2d
-    _transpose = staticmethod(F.conv_transpose2d)
 
 
 class QuantConvTranspose3d(_QuantConvTranspose, nn.ConvTranspose3d):
     """`nn.ConvTranspose3d` with a quantized weight and input; arguments as for `QuantConv2d`."""
 
     _float_class = nn.ConvTranspose3d
-    _transpose = staticmethod(F.conv_transpose3d)
 
 
 class QuantLinear(QuantLayer, nn.Linear):
     """`nn.Linear` with a quantized weight and input; arguments as for `QuantConv2d`."""
 
     _float_class = nn.Linear
-
-    def __init__(
-        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._add_quantizers(weight_spec, activation_spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -246,15 +231,8 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
 
     _float_class = nn.Embedding
 
-    def __init__(
-        self, *args: Any, weight_spec: TensorSpec, activation_spec: TensorSpec | None = None, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._add_quantizers(weight_spec, None)
-
-    @classmethod
-    def from_float(cls, module: nn.Module, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> Self:
-        return super().from_float(module, weight_spec, None)
+    def _add_quantizers(self, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> None:
+        super()._add_quantizers(weight_spec, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> (..., embedding_dim)."""

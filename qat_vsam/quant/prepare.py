@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
-from qat_vsam.quant.attention import CalledAttention, call_projections, cannot_be_called, restore
+from qat_vsam.quant.attention import CalledAttention, call_projections, cannot_be_called
 from qat_vsam.quant.groups import is_norm
 from qat_vsam.quant.layers import (
     QuantConv1d,
@@ -24,6 +24,7 @@ from qat_vsam.quant.layers import (
 )
 from qat_vsam.quant.modes import evaluating, inputs_of
 from qat_vsam.quant.quantizers import Quantizer
+from qat_vsam.quant.replace import replace_modules
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.summary import Summary, SummaryRow
@@ -90,12 +91,13 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
     try:
         return _prepare(model, spec, sample)
     except BaseException:
-        restore(model, made)
+        replace_modules(model, made)
         raise
 
 
 def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summary:
-    reasons = _reasons(model, spec)
+    edges, rules = _first_and_last(model), _rules(model, spec.overrides)
+    reasons = _reasons(model, spec, edges, rules)
     floats = {name: module for name, module in model.named_modules() if name in reasons}
     targets = {name: module for name, module in floats.items() if not reasons[name]}
     for name, module in targets.items():
@@ -105,15 +107,11 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
         with evaluating(model):
             x = next(inputs_of([sample], model))
             groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
-    edges, rules = _first_and_last(model), _rules(model, spec.overrides)
-    twins = {
+    twins: dict[nn.Module, nn.Module] = {
         module: QUANTIZED_TWIN[type(module)].from_float(module, *_tensor_specs(spec, rules.get(name), name in edges))
         for name, module in targets.items()
     }
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module in twins:
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, twins[module])
+    replace_modules(model, twins)
     share_input_quantizers(model, groups)
     return Summary(spec.name, _rows(model, floats, reasons))
 
@@ -149,11 +147,9 @@ def _tensor_specs(spec: QuantSpec, rule: LayerRule | None, at_edge: bool) -> tup
     )
 
 
-def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
+def _reasons(model: nn.Module, spec: QuantSpec, edges: set[str], rules: dict[str, LayerRule]) -> dict[str, str]:
     """For each layer with parameters, in module order: why it stays in float, "" if it does not."""
     kept = {name: entry for entry, names in _named(model, "keep", spec.keep).items() for name in names}
-    rules = _rules(model, spec.overrides)
-    edges = _first_and_last(model) if spec.first_last_bits is None else set()
     by_parent = _read_by_parent(model)
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -174,7 +170,7 @@ def _reasons(model: nn.Module, spec: QuantSpec) -> dict[str, str]:
             reasons[name] = "" if rules[name].weight is not None else f"override: {rules[name].layers}"
         elif name in kept:
             reasons[name] = f"keep: {kept[name]}"
-        elif name in edges:
+        elif spec.first_last_bits is None and name in edges:
             reasons[name] = "first or last layer, first_last_bits is None"
         else:
             reasons[name] = ""

@@ -1,6 +1,6 @@
 """What is quantized: the specs of weights and activations, the exceptions and the target, as a plain frozen record.
 
-A spec says nothing about how a quantizer computes (`quantizers.py`) nor where it sits (`layers.py`,
+A spec says nothing about how a quantizer computes (`quantizers`) nor where it sits (`layers.py`,
 `prepare.py`). It is JSON in and JSON out, so that recipes, checkpoints and reports can carry it.
 """
 
@@ -108,14 +108,14 @@ class QuantSpec:
         self._check_target(TARGETS[self.target])
 
     def _check_target(self, rules: TargetRules) -> None:
-        widths = [("weight.bits", self.weight.bits, rules.weight_bits)]
-        if self.activation is not None:
-            widths.append(("activation.bits", self.activation.bits, rules.activation_bits))
-        for rule in self.overrides:
+        named: list[tuple[str, QuantSpec | LayerRule]] = [("", self)]
+        named += [(f"override {rule.layers}: ", rule) for rule in self.overrides]
+        widths = []
+        for prefix, rule in named:
             if rule.weight is not None:
-                widths.append((f"override {rule.layers}: weight.bits", rule.weight.bits, rules.weight_bits))
+                widths.append((f"{prefix}weight.bits", rule.weight.bits, rules.weight_bits))
             if rule.activation is not None:
-                widths.append((f"override {rule.layers}: activation.bits", rule.activation.bits, rules.activation_bits))
+                widths.append((f"{prefix}activation.bits", rule.activation.bits, rules.activation_bits))
         if self.first_last_bits is not None:
             both = tuple(bits for bits in rules.weight_bits if bits in rules.activation_bits)
             widths.append(("first_last_bits", self.first_last_bits, both))
@@ -124,10 +124,10 @@ class QuantSpec:
                 nearest = min(allowed, key=lambda choice, bits=bits: abs(choice - bits))  # type: ignore[misc]
                 expected = f"{allowed[0]}..{allowed[-1]} for target {self.target}"
                 raise ConfigError(explain(key, bits, expected, f"the nearest it can run is {nearest}"))
-        for weight in (self.weight, *(rule.weight for rule in self.overrides)):
-            if weight is not None and weight.signed is False and not rules.unsigned_weights:
-                expected = f"true for target {self.target}"
-                raise ConfigError(explain("weight.signed", False, expected, "set weight.signed to true"))
+        unsigned = any(rule.weight is not None and rule.weight.signed is False for _, rule in named)
+        if unsigned and not rules.unsigned_weights:
+            expected = f"true for target {self.target}"
+            raise ConfigError(explain("weight.signed", False, expected, "set weight.signed to true"))
 
     @classmethod
     def preset(

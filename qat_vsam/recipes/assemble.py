@@ -60,12 +60,7 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
     if recipe.quant is None:
         return None
     section = recipe.quant
-    how: dict[str, Any] = {
-        "method": section.method,
-        "power_of_two": section.power_of_two,
-        "surrogate": section.surrogate,
-        "surrogate_strength": section.surrogate_strength,
-    }
+    how = section.model_dump(include={"method", "power_of_two", "surrogate", "surrogate_strength"})
     return QuantSpec.preset(
         section.bits,
         target=section.target,

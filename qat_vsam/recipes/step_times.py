@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from qat_vsam.evaluate import (
     step_workloads,
 )
 from qat_vsam.models import build_model
-from qat_vsam.optim import SAM, VSAM
+from qat_vsam.optim import SAM, VSAM, SharpnessAware
 from qat_vsam.quant import param_groups
 from qat_vsam.recipes.benchmark import torch_threads
 from qat_vsam.recipes.events import Listener
@@ -91,7 +92,7 @@ def bench_steps(*, repeats: int = 8, threads: int = 1, listener: Listener | None
         ("ResNet-20, batch 128, 32 x 32", resnet20_workloads),
         ("ResNet-18, batch 32, 64 x 64", resnet18_workloads),
     ):
-        yield _time(title, lambda build=build: build(OPTIMIZERS, steps=PERIOD), repeats, threads, listener)
+        yield _time(title, partial(build, OPTIMIZERS, steps=PERIOD), repeats, threads, listener)
 
 
 def bench_sizes(*, repeats: int = 8, threads: int = 1, listener: Listener | None = None) -> Iterator[StepTable]:
@@ -109,16 +110,13 @@ def bench_sizes(*, repeats: int = 8, threads: int = 1, listener: Listener | None
         model = build_model(name, seed=0, **options)
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         title = f"{name}, {millions:.2f} M, batch {shape[0]}, {shape[2]} x {shape[3]}"
-
-        def build(model: nn.Module = model, shape: tuple[int, int, int, int] = shape) -> dict[str, StepWorkload]:
-            return step_workloads(model, shape, OPTIMIZERS, implementations=(), steps=PERIOD)
-
+        build = partial(step_workloads, model, shape, OPTIMIZERS, implementations=(), steps=PERIOD)
         yield _time(title, build, repeats, threads, listener)
 
 
 def _time(
     title: str,
-    build: Callable[[], dict[str, StepWorkload]],
+    build: Callable[[], Mapping[str, StepWorkload]],
     repeats: int,
     threads: int,
     listener: Listener | None,
@@ -134,15 +132,11 @@ def _sgd(model: nn.Module) -> Optimizer:
     return torch.optim.SGD(param_groups(model), lr=0.01, momentum=0.9)
 
 
-def _vsam(model: nn.Module) -> Optimizer:
-    return VSAM(param_groups(model), torch.optim.SGD, model=model, lr=0.01, momentum=0.9)
+def _around_sgd(member: type[SharpnessAware]) -> Callable[[nn.Module], Optimizer]:
+    return lambda model: member(param_groups(model), torch.optim.SGD, model=model, lr=0.01, momentum=0.9)
 
 
-def _sam(model: nn.Module) -> Optimizer:
-    return SAM(param_groups(model), torch.optim.SGD, model=model, lr=0.01, momentum=0.9)
-
-
-OPTIMIZERS = {"sgd": _sgd, "vsam": _vsam, "sam": _sam}
+OPTIMIZERS = {"sgd": _sgd, "vsam": _around_sgd(VSAM), "sam": _around_sgd(SAM)}
 
 
 def _step_rows(workloads: Mapping[str, StepWorkload], timings: Mapping[str, Timing]) -> Iterator[StepRow]:

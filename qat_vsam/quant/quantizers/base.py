@@ -19,10 +19,8 @@ from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
 from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
 Role = Literal["weight", "activation"]
-_GRIDS = ("", " narrow", " balanced")
-_KINDS = {
-    kind + 4 * power: _GRIDS[kind] + (" in powers of two" if power else "") for kind in range(3) for power in (0, 1)
-}
+# Bits of the stored state that tell one grid of the same width from another.
+_NARROW, _ODD, _POWER_OF_TWO = 1, 2, 4
 
 
 class Quantizer(nn.Module, ABC):
@@ -82,12 +80,16 @@ class Quantizer(nn.Module, ABC):
     @property
     def q_min(self) -> int:
         """Smallest code."""
-        return integer_range(self.bits, self.signed, self.narrow, self.has_odd_codes)[0]
+        return self._code_range[0]
 
     @property
     def q_max(self) -> int:
         """Largest code."""
-        return integer_range(self.bits, self.signed, self.narrow, self.has_odd_codes)[1]
+        return self._code_range[1]
+
+    @property
+    def _code_range(self) -> tuple[int, int]:
+        return integer_range(self.bits, self.signed, self.narrow, self.has_odd_codes)
 
     @property
     def has_odd_codes(self) -> bool:
@@ -102,7 +104,8 @@ class Quantizer(nn.Module, ABC):
     @property
     def levels(self) -> tuple[float, float]:
         """Smallest and largest level in units of the step size; halves of odd numbers on the balanced grid."""
-        return (self.q_min / 2, self.q_max / 2) if self.has_odd_codes else (self.q_min, self.q_max)
+        low, high = self._code_range
+        return (low / 2, high / 2) if self.has_odd_codes else (low, high)
 
     @property
     def is_sign(self) -> bool:
@@ -159,6 +162,10 @@ class Quantizer(nn.Module, ABC):
         """The values behind codes: scale * codes."""
         return dequantize(codes, self.scale())
 
+    def _shaped(self, values: Tensor) -> Tensor:
+        """A learned scale, which has an axis always, in the shape of `step()`."""
+        return values if self.granularity == "per_channel" else values.reshape(())
+
     def _require_step_size(self) -> None:
         if not self.initialised:
             advice = "call calibrate(model, batches) first, or load a trained state_dict"
@@ -172,7 +179,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def _kind(self) -> int:
         # powers of two read the same stored step size otherwise, and so are another grid
-        return int(self.narrow) + 2 * int(self.has_odd_codes) + 4 * int(self.spec.power_of_two)
+        return _NARROW * self.narrow + _ODD * self.has_odd_codes + _POWER_OF_TWO * self.spec.power_of_two
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take back what `get_extra_state` wrote.
@@ -182,7 +189,7 @@ class Quantizer(nn.Module, ABC):
         """
         bits, kind, signed, initialised = (int(value) for value in state.tolist())
         if (bits, kind) != (self.bits, self._kind):
-            got, expected = f"{bits} bits{_KINDS[kind]}", f"{self.bits} bits{_KINDS[self._kind]}"
+            got, expected = f"{bits} bits{_described(kind)}", f"{self.bits} bits{_described(self._kind)}"
             raise CheckpointError(explain("quantizer state", got, expected, "prepare the model with the same spec"))
         self.signed, self.initialised = bool(signed), bool(initialised)
 
@@ -190,3 +197,8 @@ class Quantizer(nn.Module, ABC):
         kind = "int" if self.signed else "uint"
         off = "" if self.enabled else ", off"
         return f"{kind}{self.bits}, {self.granularity}, range [{self.q_min}, {self.q_max}]{off}"
+
+
+def _described(kind: int) -> str:
+    names = {_NARROW: " narrow", _ODD: " balanced", _POWER_OF_TWO: " in powers of two"}
+    return "".join(name for bit, name in names.items() if kind & bit)

@@ -35,13 +35,12 @@ class LSQQuantizer(Quantizer):
     def _register_scale(self, ones: Tensor) -> None:
         self.step_size = nn.Parameter(ones.reshape(-1))
 
-    @property
-    def _shaped(self) -> Tensor:
-        own = self.step_size if self.granularity == "per_channel" else self.step_size.reshape(())
+    def _signed_step(self) -> Tensor:
+        own = self._shaped(self.step_size)
         return power_of_two(positive_scale(own)) if self.spec.power_of_two else own
 
     def step(self) -> Tensor:
-        return positive_scale(self._shaped)
+        return positive_scale(self._signed_step())
 
     def gradient_factor(self, x: Tensor) -> float:
         """1 / sqrt(N Qp) for this x."""
@@ -52,9 +51,9 @@ class LSQQuantizer(Quantizer):
     def _fake_quantize(self, x: Tensor) -> Tensor:
         factor = self.gradient_factor(x)
         if self.is_sign:
-            return sign_quantize(x, self._shaped, factor)
+            return sign_quantize(x, self._signed_step(), factor)
         surrogate = self.spec.gradient_of_rounding
-        return lsq_quantize(x, self._shaped, *self.levels, factor, compiled=self.compiled, surrogate=surrogate)
+        return lsq_quantize(x, self._signed_step(), *self.levels, factor, compiled=self.compiled, surrogate=surrogate)
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
         step = statistics.mean_magnitude if self.is_sign else initial_step_size(statistics, *self.levels, method)

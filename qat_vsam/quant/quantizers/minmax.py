@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat_vsam.quant.functional import lsq_quantize, power_of_two, sign_quantize
-from qat_vsam.quant.quantizers.base import Quantizer
-from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics, range_step
+from qat_vsam.quant.quantizers.measured import MeasuredQuantizer
+from qat_vsam.quant.statistics import TensorStatistics, range_step
 
 
-class MinMaxQuantizer(Quantizer):
+class MinMaxQuantizer(MeasuredQuantizer):
     """A step size that spans the range of the tensor: s = max(maximum / Qp, minimum / Qn), straight through.
 
     A weight is measured anew at each use. For an activation the step size follows the batches: at each
@@ -25,14 +24,6 @@ class MinMaxQuantizer(Quantizer):
 
     updates_state = True
     momentum = 0.1
-    current_scale: Tensor
-
-    def _register_scale(self, ones: Tensor) -> None:
-        self.register_buffer("current_scale", ones)
-
-    def step(self) -> Tensor:
-        step = self.current_scale.clone()
-        return power_of_two(step) if self.spec.power_of_two else step
 
     def codes(self, x: Tensor) -> Tensor:
         if self.role == "weight":
@@ -41,27 +32,18 @@ class MinMaxQuantizer(Quantizer):
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         self._follow(x)
-        if self.is_sign:
-            return sign_quantize(x, self.step())
-        surrogate = self.spec.gradient_of_rounding
-        return lsq_quantize(x, self.step(), *self.levels, compiled=self.compiled, surrogate=surrogate)
+        return super()._fake_quantize(x)
 
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:
         if not self.updates_state or not (self.role == "weight" or self.training):
             return
-        measured = self._scale_of(self._statistics_of(x)).to(self.current_scale.dtype)
+        statistics = TensorStatistics(per_channel=self.granularity == "per_channel")
+        statistics.update(x)
+        measured = self._scale_of(statistics).to(self.current_scale.dtype)
         # A batch that overflowed must not spoil the steps after it.
         measured = torch.where(measured.isfinite(), measured, self.current_scale)
         self.current_scale.lerp_(measured, 1.0 if self.role == "weight" else self.momentum)
-
-    def _statistics_of(self, x: Tensor) -> TensorStatistics:
-        statistics = TensorStatistics(per_channel=self.granularity == "per_channel")
-        statistics.update(x)
-        return statistics
-
-    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
-        self.current_scale.copy_(self._scale_of(statistics))
 
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:
         step = statistics.mean_magnitude if self.is_sign else range_step(statistics, *self.levels)

@@ -39,8 +39,7 @@ class PACTQuantizer(Quantizer):
         self.clip_value = nn.Parameter(ones.reshape(-1))
 
     def step(self) -> Tensor:
-        own = self.clip_value if self.granularity == "per_channel" else self.clip_value.reshape(())
-        step = positive_scale(own / self.levels[1])
+        step = positive_scale(self._shaped(self.clip_value) / self.levels[1])
         return power_of_two(step) if self.spec.power_of_two else step
 
     def _fake_quantize(self, x: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""What step sizes that are measured, and not learned, have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from qat_vsam.quant.functional import lsq_quantize, power_of_two, sign_quantize
+from qat_vsam.quant.quantizers.base import Quantizer
+from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
+
+
+class MeasuredQuantizer(Quantizer):
+    """A step size in a buffer; the gradient passes straight through, and none goes to it."""
+
+    current_scale: Tensor
+
+    def _register_scale(self, ones: Tensor) -> None:
+        self.register_buffer("current_scale", ones)
+
+    def step(self) -> Tensor:
+        step = self.current_scale.clone()
+        return power_of_two(step) if self.spec.power_of_two else step
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        if self.is_sign:
+            return sign_quantize(x, self.step())
+        surrogate = self.spec.gradient_of_rounding
+        return lsq_quantize(x, self.step(), *self.levels, compiled=self.compiled, surrogate=surrogate)
+
+    def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
+        self.current_scale.copy_(self._scale_of(statistics))
+
+    @abstractmethod
+    def _scale_of(self, statistics: TensorStatistics) -> Tensor:
+        """The step size that follows from what was seen."""
