@@ -103,7 +103,11 @@ class OptimizerSection(Section):
 
 
 class TrainSection(Section):
-    """The loop."""
+    """The loop.
+
+    `compile_quantizers`: fused kernels for the quantizers, always, never, or (null) where they pay. `compile_model`:
+    `torch.compile` of the whole network, for training and evaluation.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 2
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -112,4 +116,5 @@ class TrainSection(Section):
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     validate_every: Annotated[int, Field(ge=1)] = 1
-    compile_quantizers: bool = False
+    compile_quantizers: bool | None = None
+    compile_model: bool = False

@@ -21,8 +21,10 @@ from qat_vsam.quant import QuantSpec, calibrate, prepare, set_compiled
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 
-# implementation of the quantized step: how it is made from a prepared and calibrated model
-IMPLEMENTATIONS = ("eager", "compiled", "native", "brevitas")
+DEFAULT = "default"
+# How the quantized step is made from a prepared and calibrated model. The first is what everybody gets: fused
+# quantizers where a compiler is found.
+IMPLEMENTATIONS = (DEFAULT, "eager", "compiled model", "compiled model bf16", "native", "brevitas")
 
 
 class StepWorkload:
@@ -36,6 +38,7 @@ class StepWorkload:
         y: labels (B,).
         steps: consecutive steps a call, so that an optimizer which pays at every second step is timed over a
             period.
+        bf16: run the forward passes under autocast.
 
     Example:
         >>> model = nn.Linear(4, 3)
@@ -47,12 +50,15 @@ class StepWorkload:
         1.0
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, steps: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, steps: int = 1, bf16: bool = False
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.x = x
         self.y = y
         self.steps = steps
+        self.bf16 = bf16
 
     def __call__(self) -> None:
         """Run the steps."""
@@ -73,7 +79,8 @@ class StepWorkload:
 
     def _closure(self, rows: slice = slice(None)) -> Tensor:
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(self.x[rows]), self.y[rows])
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = F.cross_entropy(self.model(self.x[rows]), self.y[rows])
         loss.backward()
         return loss
 
@@ -105,9 +112,10 @@ def step_workloads(
 ) -> dict[str, StepWorkload]:
     """Float32 and quantized workloads of one network.
 
-    For each optimizer: "float32 OPTIMIZER" and "BITS OPTIMIZER" (our eager Function). For the first
-    optimizer also, as far as named in `implementations`: "BITS OPTIMIZER compiled" (our Function by
-    torch.compile), "BITS OPTIMIZER native" (PyTorch's learnable operator) and "BITS OPTIMIZER brevitas".
+    For each optimizer: "float32 OPTIMIZER" and "BITS OPTIMIZER" (quantizers fused where a compiler is found, else
+    eager). For the first optimizer also, as far as named in `implementations`: "BITS OPTIMIZER eager", "BITS
+    OPTIMIZER compiled model" (`torch.compile` of the whole model; also under bfloat16 autocast), "BITS OPTIMIZER
+    native" (PyTorch's learnable operator) and "BITS OPTIMIZER brevitas".
 
     Args:
         model: float network with at least ten classes; copied for each workload.
@@ -123,7 +131,7 @@ def step_workloads(
     Example:
         >>> sgd = lambda model: torch.optim.SGD(model.parameters(), lr=0.01)
         >>> model = build_model("digits_cnn", seed=0)
-        >>> chosen = ("eager", "native")
+        >>> chosen = ("default", "native")
         >>> workloads = step_workloads(model, (4, 1, 8, 8), {"sgd": sgd}, implementations=chosen)
         >>> list(workloads)
         ['float32 sgd', 'w4a4 sgd', 'w4a4 sgd native']
@@ -139,23 +147,25 @@ def step_workloads(
         calibrate(quantized, [x])
         quantized.train()
 
-    def workload(base: nn.Module, factory: OptimizerFactory, implementation: str = "eager") -> StepWorkload:
+    def workload(base: nn.Module, factory: OptimizerFactory, implementation: str = DEFAULT) -> StepWorkload:
         own = _implement(copy.deepcopy(base), implementation, x)
-        return StepWorkload(own, factory(own), x, y, steps)
+        return StepWorkload(own, factory(own), x, y, steps, bf16=implementation.endswith("bf16"))
 
     workloads = {f"float32 {name}": workload(float_model, factory) for name, factory in optimizers.items()}
-    if "eager" in implementations:
+    if DEFAULT in implementations:
         workloads |= {f"{bits} {name}": workload(quantized, factory) for name, factory in optimizers.items()}
     name, factory = next(iter(optimizers.items()))
     for implementation in implementations:
-        if implementation != "eager":
+        if implementation != DEFAULT:
             workloads[f"{bits} {name} {implementation}"] = workload(quantized, factory, implementation)
     return workloads
 
 
 def _implement(model: nn.Module, implementation: str, x: Tensor) -> nn.Module:
-    if implementation == "compiled":
-        set_compiled(model)
+    if implementation == "eager":
+        set_compiled(model, False)
+    elif implementation.startswith("compiled model"):
+        model.compile()
     elif implementation == "native":
         use_native_operator(model)
     elif implementation == "brevitas":

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qat_vsam.quant.kernels import EAGER, STRAIGHT_THROUGH, Surrogate, along_axis_0, compiled_kernels
+from qat_vsam.quant.compiled import kernels_for
+from qat_vsam.quant.kernels import STRAIGHT_THROUGH, Surrogate, along_axis_0, origin
+from qat_vsam.quant.saved_codes import remember
 
 SMALLEST_STEP = 1e-8
 
@@ -137,7 +139,7 @@ def lsq_quantize(
     q_max: float,
     gradient_factor: float = 1.0,
     *,
-    compiled: bool = False,
+    compiled: bool | None = None,
     surrogate: Surrogate = STRAIGHT_THROUGH,
     rounding_moves_step: bool = True,
 ) -> Tensor:
@@ -152,7 +154,7 @@ def lsq_quantize(
         q_min, q_max: smallest and largest level, integers or both halves of odd numbers.
         gradient_factor: scales the gradient of the step size; LSQ takes 1 / sqrt(N Qp), N the number of
             elements that share it (for activations, of one sample).
-        compiled: run the fused kernels of `torch.compile` instead of the eager ones.
+        compiled: fused kernels of `torch.compile`, True or False; None for where they pay, see `compiled.kernels_for`.
         surrogate: gradient of the rounding and its strength: ("ste", 0), ("ewgs", delta) or ("stable", A); see
             `kernels.surrogate_factor`. The gradient of the step size is the same under all of them.
         rounding_moves_step: whether values within the range contribute q - v to the gradient of the step size, as in
@@ -171,18 +173,19 @@ def lsq_quantize(
 
     Reference: arXiv 1902.08153.
     """
-    x_hat: Tensor = _LearnedStepSize.apply(
+    x_hat: Tensor
+    x_hat, places, scale = _LearnedStepSize.apply(
         x, step_size, q_min, q_max, gradient_factor, compiled, surrogate, rounding_moves_step
     )
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        remember(x_hat, places, origin(q_min, q_max), scale)
     return x_hat
 
 
 class _LearnedStepSize(torch.autograd.Function):
-    """Keeps x and x_hat for the backward pass, and no tensor of its own.
+    """Keeps x for the backward pass, which is there already: it is what the operation before keeps (a ReLU its result).
 
-    Both are there already: x is what the operation before keeps (a ReLU its result), x_hat what the
-    convolution after keeps. With gx = mask * gradient the step size needs only two inner products,
-    ds = (<gradient, x_hat> - <gx, x>) / s, since q - v = (x_hat - x) / s inside and q = x_hat / s outside.
+    The places of the levels are for the operation behind, see `saved_codes`.
     """
 
     @staticmethod
@@ -193,30 +196,31 @@ class _LearnedStepSize(torch.autograd.Function):
         q_min: float,
         q_max: float,
         gradient_factor: float,
-        compiled: bool,
+        compiled: bool | None,
         surrogate: Surrogate,
         rounding_moves_step: bool,
-    ) -> Tensor:
-        kernels = compiled_kernels() if compiled else EAGER
-        scale = positive_scale(step_size)
-        wide = _wide(x)
-        x_hat = kernels.forward(wide, scale, q_min, q_max).to(x.dtype)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scale, wide = positive_scale(step_size), _wide(x)
+        kernels = kernels_for(wide, compiled)
+        x_hat, places = kernels.forward(wide, scale, q_min, q_max)
         ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate, rounding_moves_step)
-        # A narrow x_hat has lost the digits that x_hat - x needs: the backward pass computes it again.
-        keep = kernels.needs_x_hat and x.dtype == wide.dtype
-        ctx.save_for_backward(x, step_size, x_hat if keep else None)
-        return x_hat
+        ctx.mark_non_differentiable(places, scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, step_size)
+        return x_hat.to(x.dtype), places, scale
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, *tuple[None, ...]]:
+    def backward(
+        ctx: Any, gradient: Tensor, *of_codes_and_scale: None
+    ) -> tuple[Tensor | None, Tensor | None, *tuple[None, ...]]:
         kernels, q_min, q_max, gradient_factor, *rest = ctx.constants
-        x, step_size, x_hat = ctx.saved_tensors
+        x, step_size = ctx.saved_tensors
         scale = positive_scale(step_size)
         wide, wide_gradient = _wide(x), _wide(gradient)
         if wide_gradient.stride() != wide.stride():
             wide_gradient = torch.empty_like(wide).copy_(wide_gradient)
-        gx, gs = kernels.backward(wide_gradient, wide, x_hat, scale, q_min, q_max, *rest)
+        gx, gs = kernels.backward(wide_gradient, wide, scale, q_min, q_max, *rest)
         gs = gs * gradient_factor
         gs = torch.where(step_size < 0, -gs, gs).to(step_size.dtype)
         return gx.to(x.dtype), gs, None, None, None, None, None, None

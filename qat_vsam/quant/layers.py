@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from qat_vsam.quant.quantizers import Quantizer, make_quantizer
+from qat_vsam.quant.saved_codes import keeping_codes
 from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
 from qat_vsam.quant.tensor_spec import TensorSpec
 
@@ -129,7 +130,9 @@ class _QuantConv(QuantLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, ...) -> (batch, out_channels, ...)."""
         convolution: Any = self
-        y: Tensor = convolution._conv_forward(self._used_input(x), self._used_weight(), self.bias)
+        x, weight = self._used_input(x), self._used_weight()
+        with keeping_codes(x, weight):
+            y: Tensor = convolution._conv_forward(x, weight, self.bias)
         return y
 
 
@@ -182,9 +185,9 @@ class _QuantConvTranspose(QuantLayer):
         padding = layer._output_padding(
             x, output_size, layer.stride, layer.padding, layer.kernel_size, axes, layer.dilation
         )
-        return CONV_TRANSPOSE[axes - 1](
-            self._used_input(x), weight, self.bias, layer.stride, layer.padding, padding, self.groups, layer.dilation
-        )
+        convolve, x = CONV_TRANSPOSE[axes - 1], self._used_input(x)
+        with keeping_codes(x, weight):
+            return convolve(x, weight, self.bias, layer.stride, layer.padding, padding, self.groups, layer.dilation)
 
 
 class QuantConvTranspose1d(_QuantConvTranspose, nn.ConvTranspose1d):
@@ -212,7 +215,9 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return F.linear(self._used_input(x), self._used_weight(), self.bias)
+        x, weight = self._used_input(x), self._used_weight()
+        with keeping_codes(x, weight):
+            return F.linear(x, weight, self.bias)
 
 
 class QuantEmbedding(QuantLayer, nn.Embedding):

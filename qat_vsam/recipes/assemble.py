@@ -118,8 +118,7 @@ def quantize_model(recipe: Recipe, model: nn.Module, images: Batches) -> str:
     summary = prepare(model, spec, sample=first[:2])
     wanted = -(-recipe.quant.calibration_images // images.batch_size)
     calibrate(model, images, max_batches=min(wanted, len(images)))
-    if recipe.train.compile_quantizers:
-        set_compiled(model, True)
+    set_compiled(model, recipe.train.compile_quantizers)
     return str(summary)
 
 

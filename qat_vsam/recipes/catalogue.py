@@ -8,6 +8,7 @@ from qat_vsam.config import shipped_configs
 from qat_vsam.data import list_datasets
 from qat_vsam.models import list_models
 from qat_vsam.quant import list_methods, list_presets, list_targets
+from qat_vsam.quant.compiled import compiler_trouble
 from qat_vsam.recipes.assemble import list_optimizers
 from qat_vsam.recipes.train import EXPORT_NAMES
 
@@ -44,8 +45,8 @@ def catalogue() -> dict[str, list[str]]:
 
 
 def describe_backends() -> dict[str, str]:
-    """Package -> version, or how to get it."""
-    found = {}
+    """Package -> version, or how to get it; and whether quantizers run as fused kernels."""
+    found = {"fused quantizers": compiler_trouble() or "for large tensors, by torch.compile"}
     for package in _BACKENDS:
         try:
             found[package] = metadata.version(package)

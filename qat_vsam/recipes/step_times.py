@@ -77,8 +77,8 @@ class StepTable:
 def bench_steps(*, repeats: int = 8, threads: int = 1, listener: Listener | None = None) -> Iterator[StepTable]:
     """Time training steps of ResNet-20 (batch 128) and ResNet-18 (batch 32 at 64 x 64) on random images.
 
-    SGD, VSAM and SAM, float32 in channels_last and W4A4; SGD also with our LSQ layers compiled, with brevitas' layers
-    and with PyTorch's learnable operator, all under the same policy.
+    SGD, VSAM and SAM, float32 in channels_last and W4A4; SGD also with eager quantizers, with the whole model compiled
+    (float32 and bfloat16), with brevitas' layers and with PyTorch's learnable operator, all under the same policy.
 
     Args:
         repeats: timed rounds of ten steps each.

@@ -208,6 +208,8 @@ def train_model(
     """
     if recipe.train.epochs == 0:
         return None
+    if recipe.train.compile_model:
+        model.compile()  # in place: names of parameters stay, and copies for an export are not compiled
     total_steps = recipe.train.epochs * len(loaders.train)
     optimizer = assemble.build_optimizer(recipe, model, len(loaders.train))
     with torch.random.fork_rng(devices=[recipe.device] if recipe.device.startswith("cuda") else []):

@@ -42,7 +42,7 @@ def _prepared() -> tuple[nn.Module, torch.Tensor]:
 def test_workloads_share_weights_and_batch_and_train_their_own_copy() -> None:
     source = build_model("digits_cnn", width=4, seed=0)
     workloads = step_workloads(
-        source, (6, 1, 8, 8), {"sgd": _sgd, "sam": _sam}, implementations=("eager", "native"), steps=3
+        source, (6, 1, 8, 8), {"sgd": _sgd, "sam": _sam}, implementations=("default", "native"), steps=3
     )
     assert list(workloads) == ["float32 sgd", "float32 sam", "w4a4 sgd", "w4a4 sam", "w4a4 sgd native"]
     first = source.conv1.weight.detach().clone()

@@ -1,5 +1,7 @@
 """The compiled kernels compute what the eager ones do, and changing sizes compile few graphs."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from qat_vsam.errors import MissingDependencyError
 from qat_vsam.quant import Quantizer, QuantSpec, calibrate, lsq_quantize, prepare, set_compiled
-from qat_vsam.quant import kernels as kernels_module
+from qat_vsam.quant import compiled as compiled_module
 from qat_vsam.quant import quantizers as quantizers_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 @pytest.fixture(scope="module")
 def compiler():
     try:
-        return kernels_module.compiled_kernels()
+        return compiled_module.compiled_kernels()
     except MissingDependencyError as error:
         pytest.skip(str(error))
 
@@ -70,15 +72,68 @@ def test_a_model_switched_to_compiled_kernels_gives_the_same_step():
         torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_compiler_the_switch_says_so_and_changes_nothing(monkeypatch):
-    def broken(*arguments, **options):
-        raise OSError("no C++ compiler here")
+@pytest.fixture
+def fresh_kernels(monkeypatch):
+    """The kernels as a process that has not compiled any finds them."""
+    for name in ("compiled_kernels", "compiler_trouble", "_compiled"):
+        uncached = functools.cache(getattr(compiled_module, name).__wrapped__)
+        monkeypatch.setattr(compiled_module, name, uncached)
+    monkeypatch.setattr(quantizers_module, "compiled_kernels", compiled_module.compiled_kernels)
 
-    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    uncached = kernels_module.compiled_kernels.__wrapped__
-    monkeypatch.setattr(quantizers_module, "compiled_kernels", uncached)
+
+def broken_compiler(*arguments, **options):
+    raise OSError("no C++ compiler here")
+
+
+@pytest.mark.usefixtures("fresh_kernels")
+def test_without_a_compiler_the_switch_says_so_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken_compiler)
     model = nn.Sequential(nn.Linear(4, 4))
     prepare(model, QuantSpec.preset("w4a4"))
     with pytest.raises(MissingDependencyError, match=r"compiled: got no working compiler.*stay eager"):
         set_compiled(model)
     assert not any(m.compiled for m in model.modules() if isinstance(m, Quantizer))
+
+
+LARGE = torch.linspace(-1, 2, 2**18)
+
+
+def large_step(compiled=None):
+    x, step = LARGE.clone().requires_grad_(), torch.tensor(0.25, requires_grad=True)
+    x_hat = lsq_quantize(x, step, -8, 7, compiled=compiled)
+    (x_hat * LARGE.cos()).sum().backward()
+    return x_hat.detach(), x.grad, step.grad
+
+
+@pytest.mark.usefixtures("compiler", "fresh_kernels")
+def test_large_tensors_run_fused_where_a_compiler_is_found(monkeypatch):
+    compiled = []
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(f.__name__) or original(f, **options))
+    lsq_quantize(LARGE[1:], torch.tensor(0.25), -8, 7)
+    assert not compiled
+    automatic, eager = large_step(), large_step(compiled=False)
+    assert compiled == ["_fused_forward", "_fused_backward"]
+    assert all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(automatic, eager, strict=True))
+
+
+def wrong_gradient(function, **options):
+    def run(*arguments):
+        first, second = function(*arguments)
+        return (first, second) if function.__name__ == "_fused_forward" else (first, torch.zeros_like(second))
+
+    return run
+
+
+@pytest.mark.usefixtures("fresh_kernels")
+@pytest.mark.parametrize(
+    ("compiler", "trouble"),
+    [(lambda function, **options: broken_compiler, "no C\\+\\+ compiler"), (wrong_gradient, "its gradient is not")],
+)
+def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch, compiler, trouble):
+    monkeypatch.setattr(torch, "compile", compiler)
+    automatic, eager = large_step(), large_step(compiled=False)
+    assert all(torch.equal(a, b) for a, b in zip(automatic, eager, strict=True))
+    with pytest.raises(MissingDependencyError, match=trouble):
+        compiled_module.compiled_kernels()
+    assert "stay eager" in compiled_module.compiler_trouble()

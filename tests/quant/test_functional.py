@@ -169,13 +169,13 @@ def test_every_memory_layout_gives_the_same_values_and_gradients(layout):
             torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_keeps_no_tensor_beyond_its_input_and_its_output():
+def test_keeps_no_tensor_beyond_its_input():
     x = torch.randn(64, 64, requires_grad=True)
     step = torch.tensor(0.1, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
-        x_hat = lsq_quantize(x, step, -8, 7)
-    assert set(kept) <= {x.data_ptr(), step.data_ptr(), x_hat.data_ptr()}
+        lsq_quantize(x, step, -8, 7)
+    assert set(kept) <= {x.data_ptr(), step.data_ptr()}
 
 
 def test_bfloat16_input_is_quantized_in_float32():

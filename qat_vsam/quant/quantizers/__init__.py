@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qat_vsam.errors import ConfigError, explain
-from qat_vsam.quant.kernels import compiled_kernels
+from qat_vsam.quant.compiled import compiled_kernels
 from qat_vsam.quant.quantizers.base import Quantizer, Role
 from qat_vsam.quant.quantizers.dorefa import DoReFaQuantizer
 from qat_vsam.quant.quantizers.fixed import FixedQuantizer
@@ -70,17 +70,22 @@ def set_quantizers_enabled(model: nn.Module, enabled: bool) -> None:
             module.enabled = enabled
 
 
-def set_compiled(model: nn.Module, enabled: bool = True) -> None:
-    """Let every quantizer of the model use the fused kernels of `torch.compile`, or the eager ones again.
+def set_compiled(model: nn.Module, compiled: bool | None = True) -> None:
+    """Let every quantizer of the model use the fused kernels of `torch.compile`, always, never, or where they pay.
 
-    The kernels are compiled at first use, once a process: a few seconds. They see every tensor as a vector or
-    a matrix of changeable size, so that no batch or image size compiles anew.
+    They pay for tensors of 2^18 elements and more, and None, which is where every model starts, means those: fused
+    where a compiler is found that computes the same as eager operations do, eager otherwise (`qat-vsam info` says
+    which). The kernels are compiled at first use, once a process, and kept on disk for the next.
+
+    Args:
+        model: with quantizers.
+        compiled: True, False or None.
 
     Raises:
-        MissingDependencyError: no working compiler is found; the quantizers stay as they were.
+        MissingDependencyError: `compiled` is True and no working compiler is found; the quantizers stay as they were.
     """
-    if enabled:
+    if compiled:
         compiled_kernels()
     for module in model.modules():
         if isinstance(module, Quantizer):
-            module.compiled = enabled
+            module.compiled = compiled

@@ -32,7 +32,7 @@ class Quantizer(nn.Module, ABC):
         signed: whether the grid has negative codes; for an activation valid once `initialised`.
         initialised: whether a step size has been set.
         enabled: False turns the quantizer into the identity.
-        compiled: use the fused kernels of `torch.compile`; see `set_compiled`.
+        compiled: fused kernels of `torch.compile`; see `set_compiled`.
 
     Args:
         spec: bits, sign, granularity, method.
@@ -57,7 +57,7 @@ class Quantizer(nn.Module, ABC):
         self.signed = spec.signed is not False
         self.initialised = False
         self.enabled = True
-        self.compiled = False
+        self.compiled: bool | None = None
         shape = (channels,) if spec.granularity == "per_channel" and channels is not None else ()
         wide = dtype if dtype == torch.float64 else torch.float32
         self._register_scale(torch.ones(shape, device=device, dtype=wide))
