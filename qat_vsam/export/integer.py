@@ -1,6 +1,6 @@
 """The integer model: every quantized layer multiplies integer codes and scales once, at the end.
 
-    a   = round(clip(x / s_x, Qn, Qp))                 activation codes, one step size a tensor
+    a   = round(clip(x / s_x, Qn, Qp))                 activation codes less their zero point, one step size a tensor
     acc = sum_k w_k a_k                                integers, accumulated without rounding
     y   = acc * (s_x s_w) + bias                       one scale s_w for each output channel
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
-from qat_vsam.quant.functional import quantize, sign_codes
+from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.layers import CONV_TRANSPOSE
 from qat_vsam.quant.replace import replace_modules
 
@@ -32,26 +32,28 @@ _FLOAT32_EXACT = 2**24
 
 @dataclass(frozen=True)
 class Grid:
-    """The codes of one quantizer: lowest, lowest + stride, ..., highest, of `bits` bits each."""
+    """The codes of one quantizer: lowest, lowest + stride, ..., highest, of `bits` bits; `zero_point` stands for 0."""
 
     bits: int
     lowest: int
     highest: int
     stride: int = 1
+    zero_point: int = 0
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> Grid:
         """The grid of a quantizer."""
-        return cls(quantizer.bits, quantizer.q_min, quantizer.q_max, quantizer.code_stride)
+        zero_point = int(quantizer.zero_point)
+        return cls(quantizer.bits, quantizer.q_min, quantizer.q_max, quantizer.code_stride, zero_point)
 
     def to_dict(self) -> dict[str, int]:
-        """Plain numbers for a file."""
-        return asdict(self)
+        """Plain numbers for a file; the zero point where there is one."""
+        return {key: value for key, value in asdict(self).items() if value or key != "zero_point"}
 
     @property
     def largest(self) -> int:
-        """The largest absolute code."""
-        return max(abs(self.lowest), abs(self.highest))
+        """The largest distance of a code from that of zero."""
+        return max(abs(self.lowest - self.zero_point), abs(self.highest - self.zero_point))
 
     @property
     def carrier(self) -> torch.dtype:
@@ -107,7 +109,14 @@ class IntegerLayer(nn.Module, ABC):
             return x
         if self.activation_grid.stride == 2:
             return sign_codes(x)
-        return quantize(x, self.activation_scale, self.activation_grid.lowest, self.activation_grid.highest)
+        grid = self.activation_grid
+        return quantize(x, self.activation_scale, grid.lowest, grid.highest, grid.zero_point)
+
+    def activation_values(self, codes: Tensor, like: Tensor) -> Tensor:
+        """The input behind `activation_codes`, in the dtype of another tensor; the codes in a weight-only layer."""
+        if self.activation_scale is None or self.activation_grid is None:
+            return codes
+        return dequantize(codes, self.activation_scale, self.activation_grid.zero_point).to(like.dtype)
 
     def accumulator(self) -> torch.dtype:
         """float32 where every partial sum of codes is exact in it, else float64."""
@@ -118,7 +127,10 @@ class IntegerLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.accumulator()
-        sums = self.operate(self.activation_codes(x).to(dtype), self.weight_codes.to(dtype), None).to(x.dtype)
+        codes = self.activation_codes(x).to(dtype)
+        if self.activation_grid is not None and self.activation_grid.zero_point:
+            codes -= self.activation_grid.zero_point
+        sums = self.operate(codes, self.weight_codes.to(dtype), None).to(x.dtype)
         scale = self.weight_scale if self.activation_scale is None else self.weight_scale * self.activation_scale
         y = sums * self.per_channel(scale)
         return y if self.bias is None else y + self.per_channel(self.bias)

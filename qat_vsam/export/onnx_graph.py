@@ -31,7 +31,7 @@ from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, settle_initializers
-from qat_vsam.export.integer import Grid, IntegerLayer, integer_model
+from qat_vsam.export.integer import IntegerLayer, integer_model
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.replace import replace_modules
 
@@ -41,9 +41,9 @@ OPSET = 18
 
 
 @torch.library.custom_op("qat_vsam::fake_quantize", mutates_args=())
-def _fake_quantize(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int) -> Tensor:
-    codes = sign_codes(x) if stride == 2 else quantize(x, scale, lowest, highest)
-    return dequantize(codes, scale)
+def _fake_quantize(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int, zero_point: int) -> Tensor:
+    codes = sign_codes(x) if stride == 2 else quantize(x, scale, lowest, highest, zero_point)
+    return dequantize(codes, scale, zero_point)
 
 
 @torch.library.custom_op("qat_vsam::dequantize", mutates_args=())
@@ -52,7 +52,7 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 @_fake_quantize.register_fake
-def _(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int) -> Tensor:
+def _(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int, zero_point: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -78,8 +78,9 @@ class _TracedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grid is not None:
+            grid = self.grid
             x = torch.ops.qat_vsam.fake_quantize(
-                x, self.activation_scale, self.grid.lowest, self.grid.highest, self.grid.stride
+                x, self.activation_scale, grid.lowest, grid.highest, grid.stride, grid.zero_point
             )
         weight = torch.ops.qat_vsam.dequantize(self.weight_codes, self.weight_scale, self.weight_zero_point)
         return self.operate(x, weight, self.bias if self.has_bias else None)
@@ -143,20 +144,19 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     return ir.to_proto(graph)
 
 
-def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int) -> Any:
-    grid = Grid(8, lowest, highest, stride)
+def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int, zero_point: int) -> Any:
     kind = ir.DataType.INT8 if lowest < 0 else ir.DataType.UINT8
-    zero_point = _constant(0, kind)
-    if grid.stride == 2:
+    code_of_zero = _constant(zero_point, kind)
+    if stride == 2:
         wide = ir.DataType.INT32
         positive = op.GreaterOrEqual(x, _constant(0.0, ir.DataType.FLOAT))
         codes = op.Cast(op.Where(positive, _constant(1, wide), _constant(-1, wide)), to=kind.value)
     else:
-        codes = op.QuantizeLinear(x, scale, zero_point)
+        codes = op.QuantizeLinear(x, scale, code_of_zero)
         if (lowest, highest) not in ((-128, 127), (0, 255)):
             # behind QuantizeLinear: in front of it, runtimes cannot fuse it with the convolution before
             codes = op.Clip(codes, _constant(lowest, kind), _constant(highest, kind))
-    return op.DequantizeLinear(codes, scale, zero_point)
+    return op.DequantizeLinear(codes, scale, code_of_zero)
 
 
 def _translate_dequantize(codes: Any, scale: Any, zero_point: Any) -> Any:

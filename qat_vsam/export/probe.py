@@ -58,9 +58,7 @@ class IntegerProbe:
             def hook(layer: IntegerLayer, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
                 calls = seen.setdefault(name, [])
                 calls.append(layer.activation_codes(arguments[0]))
-                if layer.activation_scale is None:
-                    return arguments
-                return (given[name][len(calls) - 1].to(arguments[0].dtype) * layer.activation_scale,)
+                return (layer.activation_values(given[name][len(calls) - 1], like=arguments[0]),)
 
             return hook
 

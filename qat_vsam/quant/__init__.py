@@ -30,6 +30,7 @@ from qat_vsam.quant.prepare import prepare
 from qat_vsam.quant.quantizers import (
     DoReFaQuantizer,
     FixedQuantizer,
+    LSQPlusQuantizer,
     LSQQuantizer,
     MinMaxQuantizer,
     PACTQuantizer,
@@ -48,6 +49,7 @@ from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 __all__ = [
     "DoReFaQuantizer",
     "FixedQuantizer",
+    "LSQPlusQuantizer",
     "LSQQuantizer",
     "LayerRule",
     "MinMaxQuantizer",

@@ -41,13 +41,13 @@ def positive_scale(step_size: Tensor) -> Tensor:
         >>> positive_scale(torch.tensor([-0.5, 0.0]))
         tensor([5.0000e-01, 1.0000e-08])
     """
-    wide = _wide(step_size)
-    magnitude = torch.where(wide < 0, -wide, wide)
+    step = wide(step_size)
+    magnitude = torch.where(step < 0, -step, step)
     return _with_gradient_of(magnitude, magnitude.clamp_min(SMALLEST_STEP))
 
 
-def quantize(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
-    """The integer codes clip(round(x / s), Qn, Qp), ties to even, as ONNX's QuantizeLinear has them.
+def quantize(x: Tensor, scale: Tensor, q_min: float, q_max: float, zero_point: Tensor | int = 0) -> Tensor:
+    """The integer codes clip(round(x / s) + z, Qn, Qp), ties to even, as ONNX's QuantizeLinear has them.
 
     Where the levels are halves of odd numbers the codes are twice the levels, and odd.
 
@@ -55,6 +55,7 @@ def quantize(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
         x: tensor of any shape.
         scale: positive, shape () or (x.shape[0],).
         q_min, q_max: smallest and largest level, the codes within 8 bits.
+        zero_point: z, the code of 0.
 
     Returns:
         Tensor of x's shape; int8 where q_min is negative, uint8 otherwise.
@@ -65,19 +66,22 @@ def quantize(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> Tensor:
         >>> quantize(torch.tensor([-1.0, -0.2, 0.2, 9.0]), torch.tensor(0.5), -1.5, 1.5)
         tensor([-3, -1,  1,  3], dtype=torch.int8)
     """
-    v, shift = (_wide(x) / along_axis_0(scale, x)).clamp_(q_min, q_max), q_min % 1
-    codes = v.sub_(shift).round_().add_(shift).mul_(2) if shift else v.round_()
+    v, shift = wide(x) / along_axis_0(scale, x), q_min % 1
+    if shift:
+        codes = v.clamp_(q_min, q_max).sub_(shift).round_().add_(shift).mul_(2)
+    else:
+        codes = v.round_().add_(zero_point).clamp_(q_min, q_max)
     return codes.to(torch.int8 if q_min < 0 else torch.uint8)
 
 
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """s q, in the dtype of the scale.
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:
+    """s (q - z), in the dtype of the scale.
 
     Example:
         >>> dequantize(torch.tensor([-2, 3], dtype=torch.int8), torch.tensor(0.5))
         tensor([-1.0000,  1.5000])
     """
-    return codes.to(scale.dtype) * along_axis_0(scale, codes)
+    return (codes.to(scale.dtype) - zero_point) * along_axis_0(scale, codes)
 
 
 def sign_codes(x: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def lsq_quantize_reference(
     Reference: arXiv 1902.08153, sections 2.1 and 2.2.
     """
     scale = along_axis_0(positive_scale(_with_gradient_of(step_size * gradient_factor, step_size)), x)
-    v = _wide(x) / scale
+    v = wide(x) / scale
     # `clamp` itself has no gradient at the two ends, which belong to the range.
     clipped = torch.where((v >= q_min) & (v <= q_max), v, v.detach().clamp(q_min, q_max))
     shift = q_min % 1
@@ -200,9 +204,9 @@ class _LearnedStepSize(torch.autograd.Function):
         surrogate: Surrogate,
         rounding_moves_step: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        scale, wide = positive_scale(step_size), _wide(x)
-        kernels = kernels_for(wide, compiled)
-        x_hat, places = kernels.forward(wide, scale, q_min, q_max)
+        scale, x_wide = positive_scale(step_size), wide(x)
+        kernels = kernels_for(x_wide, compiled)
+        x_hat, places = kernels.forward(x_wide, scale, q_min, q_max)
         ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate, rounding_moves_step)
         ctx.mark_non_differentiable(places, scale)
         ctx.set_materialize_grads(False)
@@ -217,10 +221,10 @@ class _LearnedStepSize(torch.autograd.Function):
         kernels, q_min, q_max, gradient_factor, *rest = ctx.constants
         x, step_size = ctx.saved_tensors
         scale = positive_scale(step_size)
-        wide, wide_gradient = _wide(x), _wide(gradient)
-        if wide_gradient.stride() != wide.stride():
-            wide_gradient = torch.empty_like(wide).copy_(wide_gradient)
-        gx, gs = kernels.backward(wide_gradient, wide, scale, q_min, q_max, *rest)
+        x_wide, wide_gradient = wide(x), wide(gradient)
+        if wide_gradient.stride() != x_wide.stride():
+            wide_gradient = torch.empty_like(x_wide).copy_(wide_gradient)
+        gx, gs = kernels.backward(wide_gradient, x_wide, scale, q_min, q_max, *rest)
         gs = gs * gradient_factor
         gs = torch.where(step_size < 0, -gs, gs).to(step_size.dtype)
         return gx.to(x.dtype), gs, None, None, None, None, None, None
@@ -231,5 +235,6 @@ def _with_gradient_of(source: Tensor, value: Tensor) -> Tensor:
     return value.detach() + (source - source.detach())
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

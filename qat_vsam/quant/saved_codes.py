@@ -20,13 +20,13 @@ class _Codes(NamedTuple):
     """What x_hat is made of: (places + origin) scale, in a dtype."""
 
     places: Tensor
-    origin: float
+    origin: float | Tensor
     scale: Tensor
     dtype: torch.dtype
 
     def values(self) -> Tensor:
         q = self.places.to(self.scale.dtype)
-        if self.origin:
+        if isinstance(self.origin, Tensor) or self.origin:
             q += self.origin
         return q.mul_(along_axis_0(self.scale, q)).to(self.dtype)
 
@@ -40,13 +40,13 @@ class _View(NamedTuple):
     offset: int | torch.SymInt
 
 
-def remember(x_hat: Tensor, places: Tensor, origin: float, scale: Tensor) -> None:
+def remember(x_hat: Tensor, places: Tensor, origin: float | Tensor, scale: Tensor) -> None:
     """Note on x_hat what it is made of, for `keeping_codes`.
 
     Args:
         x_hat: dense, of the places' shape and strides.
         places: q - origin, int8; see `kernels.origin`.
-        origin: of the grid.
+        origin: of the grid; shape () if a tensor.
         scale: positive, shape () or (x_hat.shape[0],).
     """
     if x_hat.stride() == places.stride() and x_hat.storage_offset() == places.storage_offset() == 0:

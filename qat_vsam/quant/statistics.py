@@ -114,6 +114,39 @@ def range_step(statistics: TensorStatistics, q_min: float, q_max: float) -> Tens
     return step if q_min == 0 else torch.maximum(step, statistics.minimum.clamp_max(0) / q_min)
 
 
+def asymmetric_range(statistics: TensorStatistics, q_max: float) -> tuple[Tensor, Tensor]:
+    """The range (low, high) around zero, shape (), that an asymmetric grid of Qp + 1 codes represents best.
+
+    Both ends are searched for the least squared error sum (x - x_hat)^2: first by one fraction of what was seen,
+    then each by itself, twice. For zeros it is (0, 0).
+
+    Args:
+        statistics: what was seen, in one for the whole tensor.
+        q_max: largest code.
+
+    Reference: arXiv 2004.09576, section 4.
+    """
+    low, high = statistics.minimum.clamp_max(0), statistics.maximum.clamp_min(0)
+    least = torch.full_like(low, math.inf)
+    both, first, second = ([(f, f) for f in _COARSE], [(f, 1.0) for f in _FINE], [(1.0, f) for f in _FINE])
+    for fractions in (both, first, second, first, second):
+        centre_low, centre_high = low, high
+        for at_low, at_high in fractions:
+            new_low, new_high = centre_low * at_low, centre_high * at_high
+            error = _asymmetric_error(statistics.sample, new_low, new_high, q_max)
+            better = error < least
+            low, high = torch.where(better, new_low, low), torch.where(better, new_high, high)
+            least = torch.minimum(error, least)
+    return low, high
+
+
+def _asymmetric_error(sample: Tensor, low: Tensor, high: Tensor, q_max: float) -> Tensor:
+    step = ((high - low) / q_max).clamp_min(torch.finfo(low.dtype).tiny)
+    zero_point = (-low / step).round()
+    x_hat = (sample / step).round_().clamp_(-zero_point, q_max - zero_point).mul_(step)
+    return x_hat.sub_(sample).square_().mean()
+
+
 def percentile_step(statistics: TensorStatistics, q_min: float, q_max: float, percentile: float) -> Tensor:
     """The step size that clips what lies beyond a percentile at either end; 0 for zeros.
 

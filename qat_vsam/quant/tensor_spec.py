@@ -12,10 +12,10 @@ from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.quant.targets import MAX_BITS, MIN_BITS
 
 Granularity = Literal["per_tensor", "per_channel"]
-Method = Literal["lsq", "pact", "dorefa", "minmax", "percentile", "mse"]
+Method = Literal["lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse"]
 
 GRANULARITIES = ("per_tensor", "per_channel")
-METHODS = ("lsq", "pact", "dorefa", "minmax", "percentile", "mse")
+METHODS = ("lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse")
 # At 8 bits the odd codes would leave a byte, at 1 bit they are the signs.
 BALANCED_BITS = range(2, 8)
 # 1 + delta d must stay positive for |d| <= 1/2, and so must 1 - sqrt(2) pi A.
@@ -71,7 +71,8 @@ class TensorSpec:
         bits: width of the code, 1 to 8.
         signed: whether negative codes exist; None lets `calibrate` decide from the data.
         granularity: one scale for the whole tensor, or one for each output channel (axis 0).
-        method: "lsq" learns the step size (arXiv 1902.08153), "pact" the clip value (1805.06085); "dorefa" squeezes
+        method: "lsq" learns the step size (arXiv 1902.08153), "lsq_plus" an offset of activations too (2004.09576),
+            "pact" the clip value (1805.06085); "dorefa" squeezes
             weights of 1 to 7 bits by a tanh (1606.06160); "minmax" reads the step size from the tensor's range;
             "percentile" and "mse" keep the one that calibration chose.
         narrow: leave out the most negative code (2 bits become ternary).
@@ -119,6 +120,9 @@ class TensorSpec:
         if self.method == "dorefa" and (self.bits == 8 or self.signed is False or self.narrow):
             got = f"dorefa with bits={self.bits}, signed={self.signed}, narrow={self.narrow}"
             raise ConfigError(explain("method", got, "1 to 7 bits, signed, not narrow", "change these, or use lsq"))
+        if self.method == "lsq_plus" and self.surrogate != "ste":
+            advice = "leave it out, or use lsq"
+            raise ConfigError(explain("surrogate", f"{self.surrogate} with lsq_plus", "ste", advice))
         if not 50 < self.percentile <= 100:
             raise ConfigError(explain("percentile", self.percentile, "a number in (50, 100]", "use 99.9"))
         check_choice("surrogate", self.surrogate, SURROGATES)

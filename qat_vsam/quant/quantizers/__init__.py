@@ -14,6 +14,7 @@ from qat_vsam.quant.quantizers.base import Quantizer, Role
 from qat_vsam.quant.quantizers.dorefa import DoReFaQuantizer
 from qat_vsam.quant.quantizers.fixed import FixedQuantizer
 from qat_vsam.quant.quantizers.lsq import LSQQuantizer
+from qat_vsam.quant.quantizers.lsq_plus import LSQPlusQuantizer
 from qat_vsam.quant.quantizers.minmax import MinMaxQuantizer
 from qat_vsam.quant.quantizers.pact import PACTQuantizer
 from qat_vsam.quant.tensor_spec import TensorSpec
@@ -21,6 +22,7 @@ from qat_vsam.quant.tensor_spec import TensorSpec
 __all__ = [
     "DoReFaQuantizer",
     "FixedQuantizer",
+    "LSQPlusQuantizer",
     "LSQQuantizer",
     "MinMaxQuantizer",
     "PACTQuantizer",
@@ -33,6 +35,7 @@ __all__ = [
 
 _KINDS: dict[str, Callable[..., Quantizer]] = {
     "lsq": LSQQuantizer,
+    "lsq_plus": LSQPlusQuantizer,
     "pact": PACTQuantizer,
     "dorefa": DoReFaQuantizer,
     "minmax": MinMaxQuantizer,
@@ -50,8 +53,11 @@ def make_quantizer(
 ) -> Quantizer:
     """The quantizer that a spec asks for; arguments as for `Quantizer`.
 
-    A weight is signed unless the spec says otherwise, and at 1 bit then mean|w| sign(w) whatever the method.
+    A weight is signed unless the spec says otherwise, and at 1 bit then mean|w| sign(w) whatever the method. The
+    weights of "lsq_plus" are those of "lsq", as in its paper; its activations have unsigned codes.
     """
+    if spec.method == "lsq_plus":
+        spec = dataclasses.replace(spec, method="lsq") if role == "weight" else dataclasses.replace(spec, signed=False)
     if role == "weight" and spec.signed is None:
         spec = dataclasses.replace(spec, signed=True)
     if role == "activation" and spec.method == "dorefa":

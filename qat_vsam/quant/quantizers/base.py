@@ -1,8 +1,9 @@
 """What all quantizers have in common.
 
 `forward(x)` gives x_hat, a value on the grid; `codes(x)` the integers behind it; `scale()` the positive step
-size that joins them: x_hat = scale * codes. Python-side state (bits, sign, whether a step size is set)
-travels in the state_dict as a small uint8 tensor, so that `load_state_dict` alone restores a quantizer.
+size that joins them: x_hat = scale * codes, or scale * (codes - zero_point) on an asymmetric grid. Python-side
+state (bits, sign, whether a step size is set) travels in the state_dict as a small uint8 tensor, so that
+`load_state_dict` alone restores a quantizer.
 """
 
 from __future__ import annotations
@@ -108,6 +109,11 @@ class Quantizer(nn.Module, ABC):
         return (low / 2, high / 2) if self.has_odd_codes else (low, high)
 
     @property
+    def zero_point(self) -> Tensor | int:
+        """The code of zero; 0 but for asymmetric grids, which have a tensor of shape ()."""
+        return 0
+
+    @property
     def is_sign(self) -> bool:
         """Whether the codes are the signs -1 and 1."""
         return self.bits == 1 and self.signed
@@ -155,12 +161,12 @@ class Quantizer(nn.Module, ABC):
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x: int8 for a signed grid, uint8 otherwise."""
         self._require_step_size()
-        return sign_codes(x) if self.is_sign else quantize(x, self.step(), *self.levels)
+        return sign_codes(x) if self.is_sign else quantize(x, self.step(), *self.levels, self.zero_point)
 
     @torch.no_grad()
     def dequantize(self, codes: Tensor) -> Tensor:
-        """The values behind codes: scale * codes."""
-        return dequantize(codes, self.scale())
+        """The values behind codes: scale * (codes - zero point)."""
+        return dequantize(codes, self.scale(), self.zero_point)
 
     def _shaped(self, values: Tensor) -> Tensor:
         """A learned scale, which has an axis always, in the shape of `step()`."""
