@@ -72,7 +72,8 @@ class QuantSection(Section):
 
     bits: str
     target: Literal["simulated", "onnxruntime"] = "simulated"
-    method: Literal["lsq", "pact", "dorefa", "minmax", "percentile", "mse"] = "lsq"
+    method: Literal["lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse"] = "lsq"
+    group_size: Annotated[int, Field(ge=1)] | None = None
     balanced: bool = False
     power_of_two: bool = False
     surrogate: Literal["ste", "ewgs", "stable"] = "ste"

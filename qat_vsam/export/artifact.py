@@ -19,7 +19,7 @@ from qat_vsam.export.probe import IntegerProbe, OnnxProbe, Probe, answer
 from qat_vsam.export.proof import Comparison, Noise
 from qat_vsam.export.runtime import OnnxRuntime, PackedRuntime, Runtime
 from qat_vsam.quant import quant_layers
-from qat_vsam.quant.kernels import along_axis_0
+from qat_vsam.quant.functional import dequantize
 
 _BATCH = 50
 
@@ -89,8 +89,9 @@ def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Nois
         for _, layer in quant_layers(exact):
             if layer.weight_quantizer.enabled:
                 # the values of the codes as they are, so that none changes with the precision
-                codes, scale = layer.row_codes().double(), layer.weight_quantizer.scale().double()
-                layer.weight.data = layer.from_rows(codes * along_axis_0(scale, codes))
+                quantizer, codes = layer.weight_quantizer, layer.row_codes()
+                values = dequantize(quantizer.sharing(codes), quantizer.scale().double())
+                layer.weight.data = layer.from_rows(values.reshape(codes.shape))
                 layer.weight_quantizer.enabled = False
         try:
             model = exact.double()

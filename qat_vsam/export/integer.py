@@ -4,6 +4,9 @@
     acc = sum_k w_k a_k                                integers, accumulated without rounding
     y   = acc * (s_x s_w) + bias                       one scale s_w for each output channel
 
+Weights quantized per group have several scales in a sum: they are multiplied by theirs first, y = sum_k (s_w w)_k a_k
+s_x + bias, and the products are sums of floats.
+
 The fake-quantized layer computes sum_k (s_w w_k)(s_x a_k) + bias: the same number but for float rounding.
 Integers are held in floating point tensors, because that is where PyTorch has fast convolutions on every
 device. That is exact as long as no partial sum leaves the 24 bits of a float32; where sum_k |w_k| max|a|
@@ -66,7 +69,7 @@ class IntegerLayer(nn.Module, ABC):
 
     Args:
         weight_codes: integers, output channels first: shape of the weight, or its rows.
-        weight_scale: shape (output channels,).
+        weight_scale: shape (output channels,), or (output channels, groups).
         weight_grid: where `weight_codes` come from.
         bias: shape (output channels,), or None.
         activation_scale: shape (), or None where only the weights are quantized.
@@ -120,18 +123,27 @@ class IntegerLayer(nn.Module, ABC):
 
     def accumulator(self) -> torch.dtype:
         """float32 where every partial sum of codes is exact in it, else float64."""
-        if self.activation_grid is None:
+        if self.activation_grid is None or self.weight_scale.dim() == 2:
             return self.weight_scale.dtype
         reach = self.weight_codes.flatten(1).double().abs().sum(dim=1).max().item() * self.activation_grid.largest
         return torch.float32 if reach < _FLOAT32_EXACT else torch.float64
+
+    def scaled_weight(self) -> Tensor:
+        """The weight, each group by its own scale; the codes themselves where a channel has one scale."""
+        if self.weight_scale.dim() == 1:
+            return self.weight_codes
+        groups = self.weight_codes.reshape(self.weight_scale.numel(), -1)
+        return dequantize(groups, self.weight_scale.reshape(-1)).reshape(self.weight_codes.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.accumulator()
         codes = self.activation_codes(x).to(dtype)
         if self.activation_grid is not None and self.activation_grid.zero_point:
             codes -= self.activation_grid.zero_point
-        sums = self.operate(codes, self.weight_codes.to(dtype), None).to(x.dtype)
-        scale = self.weight_scale if self.activation_scale is None else self.weight_scale * self.activation_scale
+        sums = self.operate(codes, self.scaled_weight().to(dtype), None).to(x.dtype)
+        scale = torch.ones_like(self.weight_scale[:, 0]) if self.weight_scale.dim() == 2 else self.weight_scale
+        if self.activation_scale is not None:
+            scale = scale * self.activation_scale
         y = sums * self.per_channel(scale)
         return y if self.bias is None else y + self.per_channel(self.bias)
 
@@ -213,6 +225,8 @@ class IntegerEmbedding(IntegerLayer):
         return values[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight_scale.dim() == 2:
+            return F.embedding(x, self.scaled_weight())
         return F.embedding(x, self.weight_codes).to(self.weight_scale.dtype) * F.embedding(
             x, self.per_channel(self.weight_scale)
         )
@@ -289,11 +303,12 @@ def _from_quantized(name: str, layer: QuantLayer) -> nn.Module:
             )
         )
     layer.quantized_weight()  # a min-max scale follows the weight when the quantizer runs
-    scale = layer.weight_quantizer.scale().detach().reshape(-1)
     row_codes, bias = layer.row_codes().detach(), getattr(layer, "bias", None)
+    scale = layer.weight_quantizer.scale().detach()
+    per_group = layer.weight_quantizer.granularity == "per_group"
     codes = (
         row_codes,
-        scale.expand(len(row_codes)).clone(),
+        scale.reshape(len(row_codes), -1) if per_group else scale.reshape(-1).expand(len(row_codes)).clone(),
         Grid.of(layer.weight_quantizer),
         None if bias is None else bias.detach().clone(),
     )

@@ -70,11 +70,19 @@ class _TracedLayer(nn.Module):
         super().__init__()
         for name, buffer in layer.named_buffers():
             self.register_buffer(name, buffer)
+        self.shape = layer.weight_codes.shape
+        # one axis for the scales: those of groups lie along it, too
+        self.weight_codes = layer.weight_codes.reshape(layer.weight_scale.numel(), *self._own_axes(layer))
+        self.weight_scale = layer.weight_scale.reshape(-1)
         # zeros may be left out, but onnxruntime then fails in a Gemm where it shifts the weights to unsigned
-        self.register_buffer("weight_zero_point", torch.zeros(len(layer.weight_codes), dtype=layer.weight_codes.dtype))
+        self.register_buffer("weight_zero_point", torch.zeros(len(self.weight_codes), dtype=self.weight_codes.dtype))
         self.operate = layer.operate
         self.grid = layer.activation_grid
         self.has_bias = layer.bias is not None
+
+    @staticmethod
+    def _own_axes(layer: IntegerLayer) -> list[int]:
+        return list(layer.weight_codes.shape[1:]) if layer.weight_scale.dim() == 1 else [-1]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.grid is not None:
@@ -83,6 +91,8 @@ class _TracedLayer(nn.Module):
                 x, self.activation_scale, grid.lowest, grid.highest, grid.stride, grid.zero_point
             )
         weight = torch.ops.qat_vsam.dequantize(self.weight_codes, self.weight_scale, self.weight_zero_point)
+        if weight.shape != self.shape:
+            weight = weight.reshape(self.shape)
         return self.operate(x, weight, self.bias if self.has_bias else None)
 
 
@@ -189,7 +199,7 @@ def layer_inputs(graph: ir.Graph) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in graph:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            layer = layer_of(_trace_back(node.inputs[1], ("Transpose", "DequantizeLinear")))
+            layer = layer_of(_trace_back(node.inputs[1], ("Transpose", "Reshape", "DequantizeLinear")))
             if layer is not None:
                 value = _trace_back(node.inputs[0], ("Pad", "DequantizeLinear"))
                 found.setdefault(layer, []).append(value)

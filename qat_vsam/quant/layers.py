@@ -15,9 +15,11 @@ from typing import Any, Self, TypeVar
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from qat_vsam.errors import ConfigError, explain
+from qat_vsam.quant.kernels import along_axis_0
 from qat_vsam.quant.quantizers import Quantizer, make_quantizer
 from qat_vsam.quant.saved_codes import keeping_codes
-from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
+from qat_vsam.quant.statistics import StepSizeMethod
 from qat_vsam.quant.tensor_spec import TensorSpec
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -49,7 +51,11 @@ class QuantLayer(nn.Module):
 
     def _add_quantizers(self, weight_spec: TensorSpec, activation_spec: TensorSpec | None) -> None:
         device, dtype = self.weight.device, self.weight.dtype
-        self.weight_quantizer = make_quantizer(weight_spec, "weight", len(self.rows(self.weight)), device, dtype)
+        rows = self.rows(self.weight)
+        step_sizes = len(rows)
+        if weight_spec.granularity == "per_group":
+            step_sizes *= groups_of_a_row(rows[0].numel(), weight_spec.group_size)
+        self.weight_quantizer = make_quantizer(weight_spec, "weight", step_sizes, device, dtype)
         self.input_quantizer = None
         if activation_spec is not None:
             self.input_quantizer = make_quantizer(activation_spec, "activation", None, device, dtype)
@@ -81,9 +87,7 @@ class QuantLayer(nn.Module):
 
     def initialise_weight_quantizer(self, method: StepSizeMethod = "mse") -> None:
         """Set the weight's step sizes from the weight as it is now."""
-        statistics = TensorStatistics(per_channel=self.weight_quantizer.granularity == "per_channel")
-        statistics.update(self.rows(self.weight))
-        self.weight_quantizer.initialise(statistics, method)
+        self.weight_quantizer.initialise(self.weight_quantizer.statistics(self.rows(self.weight)), method)
 
     def rows(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape with the output channels along axis 0."""
@@ -111,7 +115,8 @@ class QuantLayer(nn.Module):
         if step.dim() == 0:
             return step
         rows = self.rows(self.weight)
-        return self.from_rows(step.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape))
+        sharing = self.weight_quantizer.sharing(rows)
+        return self.from_rows(along_axis_0(step, sharing).expand(sharing.shape).reshape(rows.shape))
 
     def _used_weight(self) -> Tensor:
         weight = self.quantized_weight()
@@ -242,6 +247,21 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> (..., embedding_dim)."""
         return F.embedding(x, self._used_weight(), self.padding_idx)
+
+
+def groups_of_a_row(weights: int, group_size: int) -> int:
+    """How many groups the weights of an output channel make.
+
+    Raises:
+        ConfigError: they make no whole number of groups.
+    """
+    if weights % group_size:
+        divisors = [size for size in range(1, weights + 1) if weights % size == 0]
+        nearest = min(divisors, key=lambda size: abs(size - group_size))
+        expected = f"a divisor of the {weights} weights of an output channel"
+        advice = f"use {nearest}, or give this layer an override"
+        raise ConfigError(explain("group_size", group_size, expected, advice))
+    return weights // group_size
 
 
 def swap_channels(weight: Tensor, groups: int) -> Tensor:

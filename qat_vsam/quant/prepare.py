@@ -108,12 +108,19 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
             x = next(inputs_of([sample], model))
             groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
     twins: dict[nn.Module, nn.Module] = {
-        module: QUANTIZED_TWIN[type(module)].from_float(module, *_tensor_specs(spec, rules.get(name), name in edges))
+        module: _twin(name, module, *_tensor_specs(spec, rules.get(name), name in edges))
         for name, module in targets.items()
     }
     replace_modules(model, twins)
     share_input_quantizers(model, groups)
     return Summary(spec.name, _rows(model, floats, reasons))
+
+
+def _twin(name: str, module: nn.Module, weight: TensorSpec, activation: TensorSpec | None) -> QuantLayer:
+    try:
+        return QUANTIZED_TWIN[type(module)].from_float(module, weight, activation)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _check(model: nn.Module) -> None:

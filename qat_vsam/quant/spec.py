@@ -144,6 +144,7 @@ class QuantSpec:
         power_of_two: bool = False,
         surrogate: str = "ste",
         surrogate_strength: float | None = None,
+        group_size: int | None = None,
     ) -> QuantSpec:
         """The spec of a short name: "w4a8" is 4-bit weights and 8-bit activations, "w4" weights only.
 
@@ -154,10 +155,12 @@ class QuantSpec:
             name: "wX" or "wXaY", X and Y in 1..8.
             target, keep, overrides, first_last_bits: see the class.
             method: quantizer of weights and activations; "dorefa" and "pact" both mean weights by "dorefa" and
-                activations by "pact", as the PACT paper has them.
+                activations by "pact", as the PACT paper has them; "lsq_plus" means weights by "lsq".
             narrow: leave out the most negative weight code.
             balanced: weights of 2 to 7 bits on the symmetric grid without zero.
             power_of_two, surrogate, surrogate_strength: of weights and activations; see `TensorSpec`.
+            group_size: one scale for so many weights of an output channel; None for one a channel. The first and the
+                last layer keep one a channel.
 
         Raises:
             ConfigError: the name has another form, or its widths are out of range.
@@ -175,9 +178,12 @@ class QuantSpec:
             "surrogate": surrogate,
             "surrogate_strength": surrogate_strength,
         }
-        of_weights: Method = "dorefa" if method == "pact" else method
+        other_weights: dict[str, Method] = {"pact": "dorefa", "lsq_plus": "lsq"}
+        of_weights = other_weights.get(method, method)
         of_activations: Method = "pact" if method == "dorefa" else method
         weight = TensorSpec(weight_bits, True, "per_channel", of_weights, narrow, balanced, **both)
+        if group_size is not None:
+            weight = dataclasses.replace(weight, granularity="per_group", group_size=group_size)
         if activation_bits is None:
             activation = None
         else:

@@ -11,10 +11,10 @@ from typing import Literal
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.quant.targets import MAX_BITS, MIN_BITS
 
-Granularity = Literal["per_tensor", "per_channel"]
+Granularity = Literal["per_tensor", "per_channel", "per_group"]
 Method = Literal["lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse"]
 
-GRANULARITIES = ("per_tensor", "per_channel")
+GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 METHODS = ("lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse")
 # At 8 bits the odd codes would leave a byte, at 1 bit they are the signs.
 BALANCED_BITS = range(2, 8)
@@ -70,7 +70,8 @@ class TensorSpec:
     Args:
         bits: width of the code, 1 to 8.
         signed: whether negative codes exist; None lets `calibrate` decide from the data.
-        granularity: one scale for the whole tensor, or one for each output channel (axis 0).
+        granularity: one scale for the whole tensor, one for each output channel (axis 0), or for weights one for each
+            `group_size` values in a row of an output channel.
         method: "lsq" learns the step size (arXiv 1902.08153), "lsq_plus" an offset of activations too (2004.09576),
             "pact" the clip value (1805.06085); "dorefa" squeezes
             weights of 1 to 7 bits by a tanh (1606.06160); "minmax" reads the step size from the tensor's range;
@@ -82,6 +83,7 @@ class TensorSpec:
             through.
         surrogate: gradient of the rounding: "ste", "ewgs" or "stable"; see `kernels.surrogate_factor`.
         percentile: of the method "percentile".
+        group_size: of "per_group"; must divide the weights of an output channel.
         surrogate_strength: delta of "ewgs" (step sizes), A of "stable" (below 0.225); None for 0.2.
 
     Raises:
@@ -102,6 +104,7 @@ class TensorSpec:
     surrogate: str = "ste"
     surrogate_strength: float | None = None
     percentile: float = 99.9
+    group_size: int = 32
 
     def __post_init__(self) -> None:
         check_bits("bits", self.bits)
@@ -125,6 +128,8 @@ class TensorSpec:
             raise ConfigError(explain("surrogate", f"{self.surrogate} with lsq_plus", "ste", advice))
         if not 50 < self.percentile <= 100:
             raise ConfigError(explain("percentile", self.percentile, "a number in (50, 100]", "use 99.9"))
+        if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ConfigError(explain("group_size", self.group_size, "a positive integer", "use 32, 64 or 128"))
         check_choice("surrogate", self.surrogate, SURROGATES)
         strength, largest = self.surrogate_strength, LARGEST_STRENGTH[self.surrogate]
         if strength is not None and not 0 < strength < largest:
@@ -135,12 +140,15 @@ class TensorSpec:
     def scheme(self) -> str:
         """One phrase for tables, such as "uint4 per tensor, lsq"; "int/uint" while the sign is open."""
         kind = {True: "int", False: "uint", None: "int/uint"}[self.signed]
+        sharing = self.granularity.replace("_", " ")
+        if self.granularity == "per_group":
+            sharing += f" of {self.group_size}"
         if self.bits == 1 and self.signed:
-            return f"sign x mean, {self.granularity.replace('_', ' ')}"
+            return f"sign x mean, {sharing}"
         grid = " narrow" if self.narrow and self.signed is not False else " balanced" if self.balanced else ""
         rounded = ", powers of two" if self.power_of_two else ""
         rounded += "" if self.surrogate == "ste" else f", {self.surrogate}"
-        return f"{kind}{self.bits}{grid} {self.granularity.replace('_', ' ')}, {self.method}{rounded}"
+        return f"{kind}{self.bits}{grid} {sharing}, {self.method}{rounded}"
 
     @property
     def gradient_of_rounding(self) -> tuple[str, float]:
@@ -149,11 +157,13 @@ class TensorSpec:
         return self.surrogate, 0.0 if self.surrogate == "ste" else strength
 
     def with_bits(self, bits: int) -> TensorSpec:
-        """The same spec at another width; where that has no odd codes a balanced grid becomes the usual one, and
-        "dorefa" becomes "minmax".
+        """The same spec at another width; where that has no odd codes a balanced grid becomes the usual one,
+        "dorefa" becomes "minmax", and per group becomes per channel.
         """
         method = "minmax" if self.method == "dorefa" and bits == 8 else self.method
-        return dataclasses.replace(self, bits=bits, method=method, balanced=self.balanced and bits in BALANCED_BITS)
+        granularity: Granularity = "per_channel" if self.granularity == "per_group" else self.granularity
+        balanced = self.balanced and bits in BALANCED_BITS
+        return dataclasses.replace(self, bits=bits, method=method, granularity=granularity, balanced=balanced)
 
 
 def check_bits(key: str, bits: object) -> None:

@@ -60,7 +60,7 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
     if recipe.quant is None:
         return None
     section = recipe.quant
-    how = section.model_dump(include={"method", "power_of_two", "surrogate", "surrogate_strength"})
+    how = section.model_dump(include={"method", "power_of_two", "surrogate", "surrogate_strength", "group_size"})
     return QuantSpec.preset(
         section.bits,
         target=section.target,

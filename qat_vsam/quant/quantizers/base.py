@@ -38,7 +38,7 @@ class Quantizer(nn.Module, ABC):
     Args:
         spec: bits, sign, granularity, method.
         role: "weight" or "activation".
-        channels: length of axis 0 for a per-channel weight.
+        channels: number of step sizes of a weight quantized per channel or per group.
         device, dtype: of the scale; float32 unless the weights are float64.
     """
 
@@ -51,15 +51,16 @@ class Quantizer(nn.Module, ABC):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if spec.granularity == "per_channel" and channels is None:
-            raise InputError(explain("channels", None, "the length of axis 0", "pass channels= for per_channel"))
+        if spec.granularity != "per_tensor" and channels is None:
+            advice = f"pass channels= for {spec.granularity}"
+            raise InputError(explain("channels", None, "the number of step sizes", advice))
         self.spec = spec
         self.role = role
         self.signed = spec.signed is not False
         self.initialised = False
         self.enabled = True
         self.compiled: bool | None = None
-        shape = (channels,) if spec.granularity == "per_channel" and channels is not None else ()
+        shape = (channels,) if spec.granularity != "per_tensor" and channels is not None else ()
         wide = dtype if dtype == torch.float64 else torch.float32
         self._register_scale(torch.ones(shape, device=device, dtype=wide))
 
@@ -75,8 +76,18 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def granularity(self) -> str:
-        """One scale for the tensor, "per_tensor", or one for each slice of axis 0, "per_channel"."""
+        """One scale for the tensor, "per_tensor", for each slice of axis 0, "per_channel", or "per_group"."""
         return self.spec.granularity
+
+    def sharing(self, x: Tensor) -> Tensor:
+        """x with what shares a scale along axis 0: (groups, group size) per group, else as it is."""
+        return x.reshape(-1, self.spec.group_size) if self.granularity == "per_group" else x
+
+    def statistics(self, x: Tensor) -> TensorStatistics:
+        """What `initialise` wants to know of a weight."""
+        statistics = TensorStatistics(per_channel=self.granularity != "per_tensor")
+        statistics.update(self.sharing(x))
+        return statistics
 
     @property
     def q_min(self) -> int:
@@ -155,22 +166,26 @@ class Quantizer(nn.Module, ABC):
         if not self.enabled:
             return x
         self._require_step_size()
-        return self._fake_quantize(x)
+        x_hat = self._fake_quantize(self.sharing(x))
+        return x_hat if x_hat.shape == x.shape else x_hat.reshape(x.shape)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x: int8 for a signed grid, uint8 otherwise."""
         self._require_step_size()
-        return sign_codes(x) if self.is_sign else quantize(x, self.step(), *self.levels, self.zero_point)
+        return sign_codes(x) if self.is_sign else self._codes(x, self.step())
+
+    def _codes(self, x: Tensor, step: Tensor) -> Tensor:
+        return quantize(self.sharing(x), step, *self.levels, self.zero_point).reshape(x.shape)
 
     @torch.no_grad()
     def dequantize(self, codes: Tensor) -> Tensor:
         """The values behind codes: scale * (codes - zero point)."""
-        return dequantize(codes, self.scale(), self.zero_point)
+        return dequantize(self.sharing(codes), self.scale(), self.zero_point).reshape(codes.shape)
 
     def _shaped(self, values: Tensor) -> Tensor:
         """A learned scale, which has an axis always, in the shape of `step()`."""
-        return values if self.granularity == "per_channel" else values.reshape(())
+        return values.reshape(()) if self.granularity == "per_tensor" else values
 
     def _require_step_size(self) -> None:
         if not self.initialised:

@@ -43,7 +43,7 @@ class DoReFaQuantizer(MinMaxQuantizer):
     def codes(self, x: Tensor) -> Tensor:
         self._require_step_size()
         self._follow(x)
-        return quantize(self._squeezed(x), x.new_ones(()), *self.levels)
+        return quantize(self._squeezed(self.sharing(x)), x.new_ones(()), *self.levels).reshape(x.shape)
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         self._follow(x)
@@ -57,7 +57,7 @@ class DoReFaQuantizer(MinMaxQuantizer):
     def _squeezed(self, x: Tensor) -> Tensor:
         """t in units of the distance of two levels."""
         squeezed = torch.tanh(x if x.dtype == torch.float64 else x.float())
-        axes = list(range(1 if self.granularity == "per_channel" else 0, x.dim()))
+        axes = list(range(0 if self.granularity == "per_tensor" else 1, x.dim()))
         largest = squeezed.abs().amax(axes, keepdim=True) if axes else squeezed.abs()
         return squeezed / torch.where(largest > 0, largest, 1.0) * self.levels[1]
 
