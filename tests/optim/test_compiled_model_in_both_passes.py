@@ -17,9 +17,9 @@ BEHIND = {"perturbation": "post_quantizer"}
 MEMBERS = {
     "sam": (SAM, {}, LAST_IS_SMALL),
     "vsam": (VSAM, {}, LAST_IS_SMALL),
-    "vsam-quarter": (VSAM, {"share": 0.25, "gradient_budget": 1.25}, EVEN),
-    "vsam-three-quarters": (VSAM, {"share": 0.75, "gradient_budget": 1.75}, EVEN),
-    "vsam-ascend-part": (VSAM, {"method": "ascend_part"}, EVEN),
+    "vsam-quarter": (VSAM, {"share": 0.25, "gradient_budget": 1.25}, LAST_IS_SMALL),
+    "vsam-three-quarters": (VSAM, {"share": 0.75, "gradient_budget": 1.75}, LAST_IS_SMALL),
+    "vsam-ascend-part": (VSAM, {"method": "ascend_part"}, LAST_IS_SMALL),
     "msam": (MSAM, {}, LAST_IS_SMALL),
     "esam": (ESAM, {}, EVEN),
 }
