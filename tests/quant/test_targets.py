@@ -58,6 +58,7 @@ REFUSED = [
         "weight.granularity: got per_tensor",
         "w4a8 with weight.granularity=per_channel",
     ),
+    ("executorch-xnnpack", INT4.with_bits(3), None, "weight.bits: got 3", "w4"),
     ("tensorrt", INT4, INPUT, "weight.bits: got 4", "w8a8"),
     ("tensorrt", INT8, TensorSpec(4), "activation.bits: got 4", "w8a8"),
     ("tensorrt", INT8, None, "activation: got float", "w8a8"),
@@ -137,6 +138,8 @@ def test_the_first_and_last_layer_get_a_width_that_the_target_runs() -> None:
         ConfigError, match=r"first_last_bits: got 6; .* target litert runs; the nearest it can run is 8"
     ):
         QuantSpec.preset("w8a8", target="litert", first_last_bits=6)
+    with pytest.raises(ConfigError, match=r"first_last_bits: got 6; .*; the nearest it can run is 8"):
+        QuantSpec.preset("w8", target="litert", first_last_bits=6)  # 4 is as near, and narrower
     with pytest.raises(ConfigError, match=r"first_last_bits: got 1; .*; the nearest it can run is 2"):
         QuantSpec.preset("w4a4", target="onnxruntime", first_last_bits=1)
     assert QuantSpec.preset("w4a4", first_last_bits=2).nearest("litert").first_last_bits == 8
