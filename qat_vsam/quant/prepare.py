@@ -111,9 +111,7 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
         with evaluating(model):
             x = next(inputs_of([sample], model))
             groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
-    twins: dict[nn.Module, nn.Module] = {
-        module: _twin(name, module, *specs[name]) for name, module in targets.items()
-    }
+    twins: dict[nn.Module, nn.Module] = {module: _twin(name, module, *specs[name]) for name, module in targets.items()}
     replace_modules(model, twins)
     share_input_quantizers(model, groups)
     return Summary(spec.name, _rows(model, floats, reasons))

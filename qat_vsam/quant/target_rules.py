@@ -21,7 +21,7 @@ class TensorRule:
     Attributes:
         bits: widths.
         signed: signs; with one of them alone, a spec that leaves the sign open gets it.
-        granularities: what may have a scale of its own; "per_group" is a block of one output channel's weights.
+        granularities: what may have a scale of its own; "per_group" is some weights of one output channel.
         zero_point: whether the code of zero may be another than 0, as "lsq_plus" learns it.
         narrow: widths at which the most negative code must be left out; a spec gets that there.
         balanced: whether the odd codes of the balanced grid can be carried.
@@ -36,16 +36,16 @@ class TensorRule:
 
     def nearest(self, spec: TensorSpec) -> TensorSpec | None:
         """The spec with as little changed as the rule demands, the wider of two widths; None where no change helps."""
-        new = spec.with_bits(min(self.bits, key=lambda bits: (abs(bits - spec.bits), -bits)))
+        bits = min(self.bits, key=lambda bits: (abs(bits - spec.bits), -bits))
+        new = spec if bits == spec.bits else spec.with_bits(bits)
         signed, granularity, method = new.signed, new.granularity, new.method
         if signed not in self.signed and (signed is not None or len(self.signed) == 1):
             signed = self.signed[0]
         if granularity not in self.granularities:
-            # a group would need a size, which nothing here can choose
-            known = [name for name in self.granularities if name in ("per_channel", "per_tensor")]
-            if not known:
+            # nothing here knows a size of groups that divides the layer's weights
+            if self.granularities == ("per_group",):
                 return None
-            granularity = "per_channel" if "per_channel" in known else "per_tensor"
+            granularity = "per_channel" if "per_channel" in self.granularities else "per_tensor"
         if method == "lsq_plus" and not self.zero_point:
             method = "lsq"
         balanced = new.balanced and self.balanced
@@ -100,7 +100,7 @@ class Fit:
     def advice(self) -> str:
         """The name, with all that has to change beside the widths."""
         named = [f"{key}={new}" for key, _, new in self.changes if not key.endswith("bits") and key != "activation"]
-        return self.name + (f" with {', '.join(named)}" if named else "")
+        return self.name + (f" ({', '.join(named)})" if named else "")
 
 
 @dataclass(frozen=True)

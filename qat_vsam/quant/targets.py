@@ -13,7 +13,7 @@ from torch import nn
 
 from qat_vsam.errors import ConfigError, explain
 from qat_vsam.quant.target_rules import Fit, Kernel, Target, TensorRule
-from qat_vsam.quant.tensor_spec import MAX_BITS, MIN_BITS, TensorSpec
+from qat_vsam.quant.tensor_spec import GRANULARITIES, MAX_BITS, MIN_BITS, TensorSpec
 
 _ALL = tuple(range(MIN_BITS, MAX_BITS + 1))
 _CONV = ("Conv1d", "Conv2d", "Conv3d")
@@ -39,7 +39,7 @@ _BIPOLAR = "https://github.com/fastmachinelearning/qonnx/blob/main/docs/qonnx-cu
 _ASYMMETRIC_8 = TensorRule((8,), zero_point=True)
 # QuantizeLinear gives int8 or uint8, a narrower grid being a Clip behind it. The signed grid of 1 bit has no code for
 # zero and so no such form; balanced weights are odd int8 codes. Weights are read with a zero point of 0.
-_QDQ_WEIGHT = TensorRule(_ALL[1:], signed=(True,), granularities=_SCALES, balanced=True)
+_QDQ_WEIGHT = TensorRule(_ALL[1:], signed=(True,), granularities=GRANULARITIES, balanced=True)
 _QDQ_INPUT = TensorRule(_ALL[1:], zero_point=True)
 # LiteRT: weights of 8 bits in [-127, 127]; for narrower ones its quantizer states no such demand
 _LITERT_8 = TensorRule((8,), signed=(True,), granularities=_SCALES, narrow=(8,))
@@ -56,7 +56,7 @@ TARGETS: dict[str, Target] = {
         kernels=(
             Kernel(
                 _EVERY_LAYER,
-                TensorRule(_ALL, granularities=(*_SCALES, "per_group"), zero_point=True, balanced=True),
+                TensorRule(_ALL, granularities=GRANULARITIES, zero_point=True, balanced=True),
                 (TensorRule(_ALL, zero_point=True), None),
                 source="the papers of the methods",
             ),

@@ -106,7 +106,7 @@ def test_a_spec_with_rules_goes_through_json():
             lambda: QuantSpec.preset(
                 "w4a4", target="onnxruntime", overrides=[LayerRule("1", TensorSpec(4, signed=False))]
             ),
-            "override 1: weight.signed: got False; expected .*; the nearest .* is w4 with weight.signed=True",
+            "override 1: weight.signed: got False; expected .*; the nearest .* is w4 \\(weight.signed=True\\)",
         ),
         (lambda: QuantSpec.preset("w4a4", overrides=["w8a8"]), "overrides: got .*; expected a list of LayerRule"),
         (

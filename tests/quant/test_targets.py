@@ -25,6 +25,7 @@ from qat_vsam.quant import (
     quant_layers,
 )
 from qat_vsam.quant.targets import TARGETS
+from qat_vsam.quant.tensor_spec import GRANULARITIES
 from qat_vsam.sections import QuantSection
 
 INT8 = TensorSpec(8, True, "per_channel")
@@ -33,40 +34,56 @@ UNSIGNED = TensorSpec(8, False, "per_channel")
 BALANCED = TensorSpec(4, True, "per_channel", balanced=True)
 INPUT = TensorSpec(8)
 OFFSET = TensorSpec(8, method="lsq_plus")
+GROUPS = TensorSpec(4, True, "per_group", group_size=4)
 
 # target, weight, input -> the value that is refused, and the nearest
 REFUSED = [
     ("onnxruntime", TensorSpec(1, True), INPUT, "weight.bits: got 1", "w2a8"),
     ("onnxruntime", INT4, TensorSpec(1), "activation.bits: got 1", "w4a2"),
-    ("onnxruntime", UNSIGNED, None, "weight.signed: got False", "w8 with weight.signed=True"),
+    ("onnxruntime", UNSIGNED, None, "weight.signed: got False", "w8 (weight.signed=True)"),
     ("openvino", TensorSpec(1, True), INPUT, "weight.bits: got 1", "w2a8"),
     ("openvino", INT4, TensorSpec(1), "activation.bits: got 1", "w4a2"),
-    ("openvino", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 with weight.signed=True"),
+    ("openvino", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 (weight.signed=True)"),
     ("litert", INT4.with_bits(3), INPUT, "weight.bits: got 3", "w4a8"),
     ("litert", INT4.with_bits(6), INPUT, "weight.bits: got 6", "w8a8"),
     ("litert", INT4, TensorSpec(4), "activation.bits: got 4", "w4a8"),
-    ("litert", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 with weight.signed=True"),
-    ("litert", BALANCED, INPUT, "weight.balanced: got True", "w4a8 with weight.balanced=False"),
+    ("litert", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 (weight.signed=True)"),
+    ("litert", BALANCED, INPUT, "weight.balanced: got True", "w4a8 (weight.balanced=False)"),
     ("executorch-xnnpack", INT8.with_bits(7), INPUT, "weight.bits: got 7", "w8a8"),
     ("executorch-xnnpack", INT8, TensorSpec(6), "activation.bits: got 6", "w8a8"),
-    ("executorch-xnnpack", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 with weight.signed=True"),
-    ("executorch-xnnpack", BALANCED, INPUT, "weight.balanced: got True", "w4a8 with weight.balanced=False"),
+    ("executorch-xnnpack", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 (weight.signed=True)"),
+    ("executorch-xnnpack", BALANCED, INPUT, "weight.balanced: got True", "w4a8 (weight.balanced=False)"),
+    (
+        "litert",
+        GROUPS,
+        INPUT,
+        "weight.granularity: got per_group",
+        "w4a8 (weight.granularity=per_channel)",
+    ),
+    ("tensorrt", GROUPS, INPUT, "weight.bits: got 4", "w8a8 (weight.granularity=per_channel)"),
+    (
+        "qonnx",
+        GROUPS,
+        INPUT,
+        "weight.granularity: got per_group",
+        "w4a8 (weight.granularity=per_channel)",
+    ),
     (
         "executorch-xnnpack",
         TensorSpec(4, True),
         INPUT,
         "weight.granularity: got per_tensor",
-        "w4a8 with weight.granularity=per_channel",
+        "w4a8 (weight.granularity=per_channel)",
     ),
     ("executorch-xnnpack", INT4.with_bits(3), None, "weight.bits: got 3", "w4"),
     ("tensorrt", INT4, INPUT, "weight.bits: got 4", "w8a8"),
     ("tensorrt", INT8, TensorSpec(4), "activation.bits: got 4", "w8a8"),
     ("tensorrt", INT8, None, "activation: got float", "w8a8"),
-    ("tensorrt", INT8, TensorSpec(8, False), "activation.signed: got False", "w8a8 with activation.signed=True"),
-    ("tensorrt", INT8, OFFSET, "activation.method: got lsq_plus", "w8a8 with activation.method=lsq"),
-    ("tensorrt", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 with weight.signed=True"),
-    ("tensorrt", BALANCED.with_bits(7), INPUT, "weight.bits: got 7", "w8a8 with weight.balanced=False"),
-    ("qonnx", BALANCED, INPUT, "weight.balanced: got True", "w4a8 with weight.balanced=False"),
+    ("tensorrt", INT8, TensorSpec(8, False), "activation.signed: got False", "w8a8 (activation.signed=True)"),
+    ("tensorrt", INT8, OFFSET, "activation.method: got lsq_plus", "w8a8 (activation.method=lsq)"),
+    ("tensorrt", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 (weight.signed=True)"),
+    ("tensorrt", BALANCED.with_bits(7), INPUT, "weight.bits: got 7", "w8a8 (weight.balanced=False)"),
+    ("qonnx", BALANCED, INPUT, "weight.balanced: got True", "w4a8 (weight.balanced=False)"),
     ("qonnx", TensorSpec(1, False), INPUT, "weight.bits: got 1", "w2a8"),
     ("qonnx", INT4, TensorSpec(1, False), "activation.bits: got 1", "w4a2"),
 ]
@@ -94,7 +111,7 @@ def tensor_specs(draw: st.DrawFn, weight: bool) -> TensorSpec:
     methods = [method for method in list_methods() if weight or method != "dorefa"]
     options = {
         "signed": draw(st.sampled_from([True, False, None])),
-        "granularity": draw(st.sampled_from(["per_tensor", "per_channel"])) if weight else "per_tensor",
+        "granularity": draw(st.sampled_from(GRANULARITIES)) if weight else "per_tensor",
         "method": draw(st.sampled_from(methods)),
         "narrow": draw(st.booleans()),
         "balanced": weight and draw(st.booleans()),
@@ -187,9 +204,13 @@ LAYERS = [
         INT8,
         INPUT,
         "ConvTranspose2d at w8a8, weight.granularity per_channel",
-        "override it with w8a8 with weight.granularity=per_tensor, or",
+        "override it with w8a8 (weight.granularity=per_tensor), or",
     ),
     ("executorch-xnnpack", nn.Embedding(4, 4), INT4, INPUT, "", ""),
+    ("executorch-xnnpack", nn.Linear(4, 4), GROUPS, INPUT, "", ""),
+    ("tensorrt", nn.Linear(4, 4), GROUPS, None, "", ""),
+    ("tensorrt", nn.Conv2d(4, 4, 1), GROUPS, None, "Conv2d at w4, weight.granularity per_group", "with w8a8 ("),
+    ("onnxruntime", nn.Conv2d(4, 4, 1), GROUPS, INPUT, "", ""),
     ("tensorrt", nn.Embedding(4, 4), INT8, INPUT, "Embedding at w8", "keep it in float"),
     ("tensorrt", nn.Conv1d(4, 4, 3), INT8, INPUT, "Conv1d at w8a8", "keep it in float"),
     ("tensorrt", nn.ConvTranspose3d(4, 4, 3), INT8, INPUT, "", ""),
