@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import qat_vsam as qv
+from qat_vsam.quant import LayerRule
 
 
-def calibrated(bits: str, target: str, edges: int = 8) -> tuple[torch.nn.Module, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(64, 1, 8, 8, generator=generator)
-    model = qv.build_model("digits_cnn", seed=0)
-    qv.prepare(model, qv.QuantSpec.preset(bits, target=target, first_last_bits=edges))
+def calibrated(bits: str, target: str, **options: object) -> tuple[torch.nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.SiLU(), nn.Flatten()]
+    model, x = nn.Sequential(*body, nn.Linear(144, 10)), torch.randn(64, 1, 8, 8)
+    qv.prepare(model, qv.QuantSpec.preset(bits, target=target, **options))
     qv.calibrate(model, [x])
     return model.eval(), x
 
@@ -38,11 +40,12 @@ def test_a_proof_in_the_runtime_in_view_says_no_such_thing(target: str | None, k
     assert not any("was not run" in note for note in proof.notes)
 
 
-@pytest.mark.parametrize(("bits", "edges"), [("w7a8", 7), ("w4a4", 7), ("w4", 8)])
-def test_openvino_computes_the_same_from_the_onnx_file(bits: str, edges: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "method"), [("w7a8", "lsq_plus"), ("w4a8", "lsq"), ("w4", "lsq")])
+def test_openvino_computes_the_same_from_the_onnx_file(bits: str, method: str, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
-    # weights of 8 bits would saturate on x86 processors without VNNI
-    model, x = calibrated(bits, "openvino", edges)
+    # weights of 8 bits, which the first and the last layer have by default, would saturate without VNNI
+    everywhere = [LayerRule.preset("re:.*", bits, method=method)]
+    model, x = calibrated(bits, "openvino", overrides=everywhere, method=method)
     qv.export(model, tmp_path / "a.onnx", sample=x, target="openvino", minimum_inputs=1)
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(str(tmp_path / "a.onnx"), "CPU", options)

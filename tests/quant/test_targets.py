@@ -42,7 +42,7 @@ REFUSED = [
     ("onnxruntime", INT4, TensorSpec(1), "activation.bits: got 1", "w4a2"),
     ("onnxruntime", UNSIGNED, None, "weight.signed: got False", "w8 (weight.signed=True)"),
     ("openvino", TensorSpec(1, True), INPUT, "weight.bits: got 1", "w2a8"),
-    ("openvino", INT4, TensorSpec(1), "activation.bits: got 1", "w4a2"),
+    ("openvino", INT4, TensorSpec(4), "activation.bits: got 4", "w4a8"),
     ("openvino", UNSIGNED, INPUT, "weight.signed: got False", "w8a8 (weight.signed=True)"),
     ("litert", INT4.with_bits(3), INPUT, "weight.bits: got 3", "w4a8"),
     ("litert", INT4.with_bits(6), INPUT, "weight.bits: got 6", "w8a8"),
