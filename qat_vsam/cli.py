@@ -53,10 +53,13 @@ def main() -> None:
 @app.command("ls")
 def list_names() -> None:
     """List recipes, models, datasets, optimizers, quantizers, exports and targets."""
+    from qat_vsam.quant import describe_targets
     from qat_vsam.recipes import catalogue
 
     for title, names in catalogue().items():
         typer.echo(f"{title:<12}" + "  ".join(names))
+    for name, line in describe_targets().items():
+        typer.echo(f"  {name:<20}{line}")
 
 
 @app.command("cp")
@@ -125,7 +128,7 @@ def quantize(
     bits: Annotated[str, typer.Option(help="w8a8, w4a8, w4a4, ...; w4 quantizes weights only")] = "w8a8",
     checkpoint: Annotated[str | None, typer.Option(help="pretrained weights")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="of fine-tuning; 0 calibrates only")] = 0,
-    target: Annotated[str, typer.Option(help="simulated or onnxruntime")] = "simulated",
+    target: Annotated[str, typer.Option(help="simulated, onnxruntime, litert, ...; see `qat-vsam ls`")] = "simulated",
     keep: Annotated[list[str] | None, typer.Option(help="layers that stay in float (repeatable)")] = None,
     overrides: Overrides = None,
     out: Out = None,

@@ -71,7 +71,9 @@ class QuantSection(Section):
     """Bits and policy; `None` in its place leaves the network in float32."""
 
     bits: str
-    target: Literal["simulated", "onnxruntime"] = "simulated"
+    target: Literal["simulated", "onnxruntime", "openvino", "litert", "executorch-xnnpack", "tensorrt", "qonnx"] = (
+        "simulated"
+    )
     method: Literal["lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse"] = "lsq"
     group_size: Annotated[int, Field(ge=1)] | None = None
     balanced: bool = False

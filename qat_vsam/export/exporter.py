@@ -35,10 +35,9 @@ from qat_vsam.export.runtime import (
     SESSION_CONFIG,
     OnnxRuntime,
 )
-from qat_vsam.quant import quant_layers
+from qat_vsam.quant import list_targets, quant_layers
 
 FORMATS = ("onnx", "packed")
-TARGETS = ("simulated", "onnxruntime")
 MINIMUM_INPUTS = 1000
 _DEFAULTS_COMPARED = 50
 
@@ -69,7 +68,7 @@ def export(
         check_inputs: real inputs to compare on, shape (M, ...); None takes `sample`.
         target: "onnxruntime" asks for an ONNX file that passes in a session with every graph optimizer on,
             which is the fastest; where it does not, and for any other target, `Proof.disabled_optimizers`
-            names what a session has to leave out.
+            names what a session has to leave out. No other runtime is run; the notes of the proof say so.
         minimum_inputs: fewer inputs are filled up to this number by `generate_inputs`, and the proof says so.
 
     Raises:
@@ -89,7 +88,7 @@ def export(
         >>> proof.inputs, proof.weight_codes_equal, again.passed
         (1000, True, True)
     """
-    for key, value, choices in (("format", format, FORMATS), ("target", target or "simulated", TARGETS)):
+    for key, value, choices in (("format", format, FORMATS), ("target", target or "simulated", list_targets())):
         if value not in choices:
             advice = did_you_mean(str(value), choices)
             raise InputError(explain(key, repr(value), "one of " + ", ".join(choices), advice))
@@ -114,7 +113,7 @@ def export(
             generated_inputs=generated,
             bytes=len(data),
             disabled_optimizers=artifact.runtime.disabled_optimizers,
-            notes=tuple(_notes(artifact, data, inputs, comparison.logits, generated, figures)),
+            notes=tuple(_notes(artifact, data, inputs, comparison.logits, generated, figures, target)),
             **figures,
         )
         proof.raise_if_failed(str(path))
@@ -171,7 +170,10 @@ def _notes(
     logits: Tensor,
     generated: int,
     figures: Mapping[str, Any],
+    target: str | None,
 ) -> Iterator[str]:
+    if target not in (None, "simulated", artifact.runtime.name):
+        yield f"proven in {artifact.runtime.name}; the target {target} was not run"
     if generated:
         yield f"{generated} of the {len(inputs)} inputs are mixtures of the given ones, with noise"
     spread = figures["logit_spread"]

@@ -43,7 +43,7 @@ from qat_vsam.quant.spec import LayerRule, QuantSpec, list_methods, list_presets
 from qat_vsam.quant.stability import reestimate_batch_norm
 from qat_vsam.quant.statistics import TensorStatistics, initial_step_size
 from qat_vsam.quant.summary import Summary, SummaryRow
-from qat_vsam.quant.targets import list_targets
+from qat_vsam.quant.targets import describe_targets, list_targets
 from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "TensorStatistics",
     "calibrate",
     "dequantize",
+    "describe_targets",
     "initial_step_size",
     "input_quantizers",
     "integer_range",

@@ -28,6 +28,7 @@ from qat_vsam.quant.replace import replace_modules
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.summary import Summary, SummaryRow
+from qat_vsam.quant.targets import fit_layers
 from qat_vsam.quant.tensor_spec import TensorSpec
 
 QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {
@@ -69,8 +70,8 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         Summary, one row for each layer.
 
     Raises:
-        ConfigError: an unknown name in `spec.keep` or `spec.overrides`, a model that is prepared already, or one
-            without a layer that could be quantized.
+        ConfigError: an unknown name in `spec.keep` or `spec.overrides`, a model that is prepared already, one
+            without a layer that could be quantized, or one with a layer that `spec.target` cannot run so.
         InputError: NaN or infinity in a weight or in the sample.
 
     Example:
@@ -102,15 +103,15 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
     targets = {name: module for name, module in floats.items() if not reasons[name]}
     for name, module in targets.items():
         _check_weight(name, module)
+    specs = fit_layers(
+        spec.target, {n: (m, *_tensor_specs(spec, rules.get(n), n in edges)) for n, m in targets.items()}
+    )
     groups: list[list[str]] = []
     if sample is not None and spec.activation is not None:
         with evaluating(model):
             x = next(inputs_of([sample], model))
             groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
-    twins: dict[nn.Module, nn.Module] = {
-        module: _twin(name, module, *_tensor_specs(spec, rules.get(name), name in edges))
-        for name, module in targets.items()
-    }
+    twins: dict[nn.Module, nn.Module] = {module: _twin(name, module, *specs[name]) for name, module in targets.items()}
     replace_modules(model, twins)
     share_input_quantizers(model, groups)
     return Summary(spec.name, _rows(model, floats, reasons))

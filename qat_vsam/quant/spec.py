@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
-from qat_vsam.quant.targets import TARGETS, TargetRules
-from qat_vsam.quant.tensor_spec import METHODS, Method, TensorSpec, check_bits, check_choice, check_keys
+from qat_vsam.quant.targets import TARGETS, fit_spec
+from qat_vsam.quant.tensor_spec import (
+    MAX_BITS,
+    METHODS,
+    MIN_BITS,
+    Method,
+    TensorSpec,
+    check_bits,
+    check_choice,
+    check_keys,
+)
 
 _COMMON_PRESETS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a2", "w8", "w4")
 _PRESET = re.compile(r"w(\d+)(?:a(\d+))?")
@@ -70,11 +79,12 @@ class QuantSpec:
         keep: module names that stay in float, everything below them included; "re:PATTERN" matches whole
             names by a regular expression.
         overrides: rules for some layers; the first that names a layer holds, before `keep` and `first_last_bits`.
-        target: "simulated" (the papers' convention) or "onnxruntime" (only what that runtime computes).
+        target: "simulated" (the papers' convention), or a runtime or format of `list_targets`, which then decides what
+            it leaves no choice about: the sign of inputs where it has one alone, and the narrow range of weights.
 
     Raises:
-        ConfigError: an impossible value, or one that the target cannot run; the message then names the
-            nearest that it can.
+        ConfigError: an impossible value, or one that the target runs in no layer; the message then names the
+            nearest that it can. `prepare` refuses what it runs in other layers only.
 
     Example:
         >>> spec = QuantSpec.preset("w4a8", keep=("head",))
@@ -105,29 +115,55 @@ class QuantSpec:
             advice = 'write LayerRule.preset("NAME", "w8a8")'
             raise ConfigError(explain("overrides", repr(self.overrides), "a list of LayerRule", advice))
         check_choice("target", self.target, tuple(TARGETS))
-        self._check_target(TARGETS[self.target])
+        self._settle()
 
-    def _check_target(self, rules: TargetRules) -> None:
-        named: list[tuple[str, QuantSpec | LayerRule]] = [("", self)]
-        named += [(f"override {rule.layers}: ", rule) for rule in self.overrides]
-        widths = []
-        for prefix, rule in named:
+    def _settle(self) -> None:
+        """Take from the target what it leaves no choice about, and refuse what none of its kernels can run."""
+        rules = []
+        for rule in self.overrides:
             if rule.weight is not None:
-                widths.append((f"{prefix}weight.bits", rule.weight.bits, rules.weight_bits))
-            if rule.activation is not None:
-                widths.append((f"{prefix}activation.bits", rule.activation.bits, rules.activation_bits))
-        if self.first_last_bits is not None:
-            both = tuple(bits for bits in rules.weight_bits if bits in rules.activation_bits)
-            widths.append(("first_last_bits", self.first_last_bits, both))
-        for key, bits, allowed in widths:
-            if bits not in allowed:
-                nearest = min(allowed, key=lambda choice, bits=bits: abs(choice - bits))  # type: ignore[misc]
-                expected = f"{allowed[0]}..{allowed[-1]} for target {self.target}"
-                raise ConfigError(explain(key, bits, expected, f"the nearest it can run is {nearest}"))
-        unsigned = any(rule.weight is not None and rule.weight.signed is False for _, rule in named)
-        if unsigned and not rules.unsigned_weights:
-            expected = f"true for target {self.target}"
-            raise ConfigError(explain("weight.signed", False, expected, "set weight.signed to true"))
+                fit = fit_spec(self.target, f"override {rule.layers}: ", rule.weight, rule.activation)
+                rule = dataclasses.replace(rule, weight=fit.weight, activation=fit.activation)
+            rules.append(rule)
+        fit = fit_spec(self.target, "", self.weight, self.activation)
+        for name, value in (("weight", fit.weight), ("activation", fit.activation), ("overrides", tuple(rules))):
+            object.__setattr__(self, name, value)
+        nearest = self._nearest_edges(self.target)
+        if nearest != self.first_last_bits:
+            advice = "keep both layers in float" if nearest is None else f"the nearest it can run is {nearest}"
+            expected = f"a width that target {self.target} runs"
+            raise ConfigError(explain("first_last_bits", self.first_last_bits, expected, advice))
+
+    def _nearest_edges(self, target: str) -> int | None:
+        if self.first_last_bits is None:
+            return None
+        own = self.first_last_bits
+        for bits in sorted(range(MIN_BITS, MAX_BITS + 1), key=lambda bits: (abs(bits - own), -bits)):
+            activation = None if self.activation is None else self.activation.with_bits(bits)
+            fit = TARGETS[target].nearest(self.weight.with_bits(bits), activation)
+            if fit is not None and not fit.changes:
+                return bits
+        return None
+
+    def nearest(self, target: str) -> QuantSpec:
+        """The nearest spec that a target runs in some layer; this one, for that target, where it runs it.
+
+        Widths count by their difference in bits, everything else as one; the wider of two that are as near is taken.
+
+        Example:
+            >>> QuantSpec.preset("w3a3").nearest("litert").name
+            'w4a8'
+        """
+        check_choice("target", target, tuple(TARGETS))
+        rules = []
+        for rule in self.overrides:
+            if rule.weight is not None and (fit := TARGETS[target].nearest(rule.weight, rule.activation)):
+                rule = dataclasses.replace(rule, weight=fit.weight, activation=fit.activation)
+            rules.append(rule)
+        own = TARGETS[target].nearest(self.weight, self.activation)
+        changed = {} if own is None else {"weight": own.weight, "activation": own.activation}
+        moved = dataclasses.replace(self, target="simulated", overrides=tuple(rules), **changed)  # type: ignore[arg-type]
+        return dataclasses.replace(moved, target=target, first_last_bits=moved._nearest_edges(target))
 
     @classmethod
     def preset(

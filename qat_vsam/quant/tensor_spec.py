@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
-from qat_vsam.quant.targets import MAX_BITS, MIN_BITS
 
 Granularity = Literal["per_tensor", "per_channel", "per_group"]
 Method = Literal["lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse"]
 
+MIN_BITS, MAX_BITS = 1, 8
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 METHODS = ("lsq", "lsq_plus", "pact", "dorefa", "minmax", "percentile", "mse")
 # At 8 bits the odd codes would leave a byte, at 1 bit they are the signs.
