@@ -31,7 +31,8 @@ from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, settle_initializers
-from qat_vsam.export.integer import Grid, IntegerLayer, integer_model
+from qat_vsam.export.integer import Grid, IntegerLayer, IntegerTensor, integer_model
+from qat_vsam.export.repeats import remove_repeats
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.replace import replace_modules
 
@@ -85,6 +86,19 @@ class _TracedLayer(nn.Module):
         return self.operate(x, weight, self.bias if self.has_bias else None)
 
 
+class _TracedTensor(nn.Module):
+    """An `IntegerTensor` written with the first of the two operators."""
+
+    def __init__(self, tensor: IntegerTensor) -> None:
+        super().__init__()
+        self.register_buffer("tensor_scale", tensor.scale)
+        self.grid = tensor.grid
+
+    def forward(self, x: Tensor) -> Any:
+        grid = self.grid
+        return torch.ops.qat_vsam.fake_quantize(x, self.tensor_scale, grid.lowest, grid.highest, grid.stride)
+
+
 def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     """The ONNX graph of a fake-quantized, weight-only or float model.
 
@@ -98,8 +112,12 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
         InputError: the model cannot be traced, or a layer cannot be written as integers.
     """
     traced = integer_model(model).cpu()
-    layers = [layer for layer in traced.modules() if isinstance(layer, IntegerLayer)]
-    replacements: dict[nn.Module, nn.Module] = {layer: _TracedLayer(layer) for layer in layers}
+    replacements: dict[nn.Module, nn.Module] = {}
+    for module in traced.modules():
+        if isinstance(module, IntegerLayer):
+            replacements[module] = _TracedLayer(module)
+        elif isinstance(module, IntegerTensor):
+            replacements[module] = _TracedTensor(module)
     traced = replace_modules(traced, replacements)
     sample = sample.detach().cpu()
     # a traced batch of one would be taken for a constant
@@ -133,6 +151,7 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
         ) from error
     graph = cast("ONNXProgram", program).model
     fold_batch_norms(graph.graph)
+    remove_repeats(graph.graph)
     for tidy in (
         RemoveUnusedNodesPass(),
         ClearMetadataAndDocStringPass(),  # stack traces of this machine
@@ -193,6 +212,20 @@ def layer_inputs(graph: ir.Graph) -> dict[str, list[str]]:
             if layer is not None:
                 value = _trace_back(node.inputs[0], ("Pad", "DequantizeLinear"))
                 found.setdefault(layer, []).append(value)
+    return found
+
+
+def tensor_codes(graph: ir.Graph) -> dict[str, str]:
+    """For each quantizer between layers, the value that holds its codes.
+
+    Equal step sizes are stored once, so a name may be missing.
+    """
+    found: dict[str, str] = {}
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[1] is not None and node.inputs[0] is not None:
+            *path, last = str(node.inputs[1].name).split("#")[0].split(".")
+            if last == "tensor_scale":
+                found.setdefault(".".join(path), str(node.inputs[0].name))
     return found
 
 
