@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
-from qat_vsam.quant.borders import border_quantizers
+from qat_vsam.quant.borders import border_quantizers, borders, put_at
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.layers import CONV_TRANSPOSE
 from qat_vsam.quant.replace import replace_modules
@@ -276,12 +276,16 @@ def integer_model(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in list(quant_layers(copied)):
         replacements[layer] = _from_quantized(name, layer)
-    for quantizer, name in border_quantizers(copied).items():
-        if quantizer.enabled:
-            replacements[quantizer] = IntegerTensor(_one_scale(name, quantizer), Grid.of(quantizer))
-        else:
-            replacements[quantizer] = nn.Identity()
-    return replace_modules(copied, replacements)
+    tensors: dict[nn.Module, nn.Module] = {
+        quantizer: IntegerTensor(_one_scale(name, quantizer), Grid.of(quantizer))
+        for quantizer, name in border_quantizers(copied).items()
+        if quantizer.enabled
+    }
+    places = list(borders(copied))
+    integers = replace_modules(copied, replacements)
+    for border, quantizer in places:
+        put_at(integers.get_submodule(border.module), border, tensors.get(quantizer, nn.Identity()))
+    return integers
 
 
 def _from_quantized(name: str, layer: QuantLayer) -> nn.Module:

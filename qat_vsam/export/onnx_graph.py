@@ -33,6 +33,7 @@ from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, settle_initializers
 from qat_vsam.export.integer import Grid, IntegerLayer, IntegerTensor, integer_model
 from qat_vsam.export.repeats import remove_repeats
+from qat_vsam.quant.borders import borders, is_border, put_at
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.replace import replace_modules
 
@@ -42,7 +43,7 @@ OPSET = 18
 
 
 @torch.library.custom_op("qat_vsam::fake_quantize", mutates_args=())
-def _fake_quantize(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int) -> Tensor:
+def _fake_quantize(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int, name: str) -> Tensor:
     codes = sign_codes(x) if stride == 2 else quantize(x, scale, lowest, highest)
     return dequantize(codes, scale)
 
@@ -53,7 +54,7 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 @_fake_quantize.register_fake
-def _(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int) -> Tensor:
+def _(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -69,7 +70,7 @@ class _TracedLayer(nn.Module):
 
     def __init__(self, layer: IntegerLayer) -> None:
         super().__init__()
-        for name, buffer in layer.named_buffers():
+        for name, buffer in layer.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         # zeros may be left out, but onnxruntime then fails in a Gemm where it shifts the weights to unsigned
         self.register_buffer("weight_zero_point", torch.zeros(len(layer.weight_codes), dtype=layer.weight_codes.dtype))
@@ -80,7 +81,7 @@ class _TracedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.grid is not None:
             x = torch.ops.qat_vsam.fake_quantize(
-                x, self.activation_scale, self.grid.lowest, self.grid.highest, self.grid.stride
+                x, self.activation_scale, self.grid.lowest, self.grid.highest, self.grid.stride, ""
             )
         weight = torch.ops.qat_vsam.dequantize(self.weight_codes, self.weight_scale, self.weight_zero_point)
         return self.operate(x, weight, self.bias if self.has_bias else None)
@@ -89,14 +90,15 @@ class _TracedLayer(nn.Module):
 class _TracedTensor(nn.Module):
     """An `IntegerTensor` written with the first of the two operators."""
 
-    def __init__(self, tensor: IntegerTensor) -> None:
+    def __init__(self, name: str, tensor: IntegerTensor) -> None:
         super().__init__()
+        self.name = name
         self.register_buffer("tensor_scale", tensor.scale)
         self.grid = tensor.grid
 
     def forward(self, x: Tensor) -> Any:
-        grid = self.grid
-        return torch.ops.qat_vsam.fake_quantize(x, self.tensor_scale, grid.lowest, grid.highest, grid.stride)
+        grid, scale = self.grid, self.tensor_scale
+        return torch.ops.qat_vsam.fake_quantize(x, scale, grid.lowest, grid.highest, grid.stride, self.name)
 
 
 def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
@@ -116,9 +118,11 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     for module in traced.modules():
         if isinstance(module, IntegerLayer):
             replacements[module] = _TracedLayer(module)
-        elif isinstance(module, IntegerTensor):
-            replacements[module] = _TracedTensor(module)
+    places = list(borders(traced))
     traced = replace_modules(traced, replacements)
+    for border, tensor in places:
+        if isinstance(tensor, IntegerTensor):
+            put_at(traced.get_submodule(border.module), border, _TracedTensor(border.name, tensor))
     sample = sample.detach().cpu()
     # a traced batch of one would be taken for a constant
     sample = torch.cat([sample[:1], sample[:1]])
@@ -162,7 +166,7 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     return ir.to_proto(graph)
 
 
-def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int) -> Any:
+def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int, name: str) -> Any:
     grid = Grid(8, lowest, highest, stride)
     kind = ir.DataType.INT8 if lowest < 0 else ir.DataType.UINT8
     zero_point = _constant(0, kind)
@@ -175,7 +179,10 @@ def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stri
         if (lowest, highest) not in ((-128, 127), (0, 255)):
             # behind QuantizeLinear: in front of it, runtimes cannot fuse it with the convolution before
             codes = op.Clip(codes, _constant(lowest, kind), _constant(highest, kind))
-    return op.DequantizeLinear(codes, scale, zero_point)
+    values = op.DequantizeLinear(codes, scale, zero_point)
+    if name:
+        values.producer().name = name
+    return values
 
 
 def _translate_dequantize(codes: Any, scale: Any, zero_point: Any) -> Any:
@@ -216,17 +223,12 @@ def layer_inputs(graph: ir.Graph) -> dict[str, list[str]]:
 
 
 def tensor_codes(graph: ir.Graph) -> dict[str, str]:
-    """For each quantizer between layers, the value that holds its codes.
-
-    Equal step sizes are stored once, so a name may be missing.
-    """
-    found: dict[str, str] = {}
-    for node in graph:
-        if node.op_type == "DequantizeLinear" and node.inputs[1] is not None and node.inputs[0] is not None:
-            *path, last = str(node.inputs[1].name).split("#")[0].split(".")
-            if last == "tensor_scale":
-                found.setdefault(".".join(path), str(node.inputs[0].name))
-    return found
+    """For each quantizer between layers, the value that holds its codes; the node behind it has its name."""
+    return {
+        str(node.name): str(node.inputs[0].name)
+        for node in graph
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and is_border(str(node.name))
+    }
 
 
 def weight_codes(graph: ir.Graph) -> dict[str, list[Tensor]]:

@@ -73,6 +73,11 @@ def borders(model: nn.Module) -> Iterator[tuple[Border, nn.Module]]:
                 yield Border(name, side, any(hook in copying for hook in hooks)), quantizer
 
 
+def is_border(name: str) -> bool:
+    """Whether a name is that of a quantizer at a border."""
+    return name.split(".")[-1] in (f"{_PREFIX}before", f"{_PREFIX}after")
+
+
 def border_quantizers(model: nn.Module) -> dict[Quantizer, str]:
     """Every quantizer at a border once, with its first name."""
     found: dict[Quantizer, str] = {}
