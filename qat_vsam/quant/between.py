@@ -195,7 +195,7 @@ def operations_between(model: nn.Module, sample: Tensor, reasons: Sequence[str] 
     on = {module for module in model.modules() if isinstance(module, Quantizer) and module.enabled}
     rows, known = [], iter(reasons)
     for operation in trace(model, sample).operations:
-        if operation.kind in ("layer", *ARRANGING, *_CLIPPING, *_NOTHING) or _folds(operation):
+        if operation.kind in ("layer", *ARRANGING, *_CLIPPING, *_NOTHING) or follows_layer(operation):
             continue
         if not any(value.depends for value in operation.inputs):
             continue
@@ -216,7 +216,8 @@ def _on_grid(value: Value, on: set[Quantizer]) -> bool:
     return maker.kind in ("concat", *ARRANGING, *_CLIPPING) and all(_on_grid(each, on) for each in maker.inputs)
 
 
-def _folds(operation: Operation) -> bool:
+def follows_layer(operation: Operation) -> bool:
+    """Whether it is a batch norm that alone reads the result of a layer, and so can be folded into that."""
     if operation.kind != "batch_norm":
         return False
     maker = operation.inputs[0].maker

@@ -117,6 +117,10 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
         for name, module in targets.items()
     }
     replace_modules(model, twins)
+    if spec.batch_norm == "freeze":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.freeze_after = spec.freeze_after  # type: ignore[assignment]
     between: list[OperationRow] = []
     if seen is not None:
         if spec.residual_adds == "quantized" and spec.activation is not None:
@@ -168,7 +172,8 @@ def _reasons(model: nn.Module, spec: QuantSpec, edges: set[str], rules: dict[str
         if not is_layer and not any(True for _ in module.parameters(recurse=False)):
             continue
         if is_norm(module):
-            reasons[name] = "normalisation"
+            frozen = spec.batch_norm == "freeze" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            reasons[name] = "normalisation" + f", frozen after {spec.freeze_after} steps" * frozen
         elif name in by_parent:
             reasons[name] = by_parent[name]
         elif type(module) not in QUANTIZED_TWIN:

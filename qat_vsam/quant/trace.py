@@ -27,8 +27,7 @@ ARRANGING = {
     *("unsqueeze", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "repeat", "clone", "alias"),
     *("detach", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "zero_pad"),
-    *("max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
-    *("adaptive_max_pool2d", "adaptive_max_pool3d"),
+    "max_pool",
 }
 _NAMES = {
     "cat": "concat",
@@ -270,7 +269,7 @@ def _kind(func: Any, args: tuple[Any, ...]) -> str:
         return "relu6" if len(args) > 1 and args[1] >= 0 else "hardtanh"
     if "avg_pool" in name or (name == "mean" and _over_the_image(args)):
         return "average_pool"
-    return _NAMES.get(name, name)
+    return "max_pool" if "max_pool" in name else _NAMES.get(name, name)
 
 
 def _over_the_image(args: tuple[Any, ...]) -> bool:
