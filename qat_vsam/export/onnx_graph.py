@@ -11,6 +11,7 @@ Below 8 bits the codes still travel in 8-bit integers: what a runtime gains ther
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -43,7 +44,7 @@ OPSET = 18
 
 
 @torch.library.custom_op("qat_vsam::fake_quantize", mutates_args=())
-def _fake_quantize(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int, name: str) -> Tensor:
+def _fake_quantize(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int) -> Tensor:
     codes = sign_codes(x) if stride == 2 else quantize(x, scale, lowest, highest)
     return dequantize(codes, scale)
 
@@ -54,7 +55,7 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 @_fake_quantize.register_fake
-def _(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int, name: str) -> Tensor:
+def _(x: Tensor, scale: Tensor, lowest: int, highest: int, stride: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -81,7 +82,7 @@ class _TracedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.grid is not None:
             x = torch.ops.qat_vsam.fake_quantize(
-                x, self.activation_scale, self.grid.lowest, self.grid.highest, self.grid.stride, ""
+                x, self.activation_scale, self.grid.lowest, self.grid.highest, self.grid.stride
             )
         weight = torch.ops.qat_vsam.dequantize(self.weight_codes, self.weight_scale, self.weight_zero_point)
         return self.operate(x, weight, self.bias if self.has_bias else None)
@@ -90,15 +91,14 @@ class _TracedLayer(nn.Module):
 class _TracedTensor(nn.Module):
     """An `IntegerTensor` written with the first of the two operators."""
 
-    def __init__(self, name: str, tensor: IntegerTensor) -> None:
+    def __init__(self, tensor: IntegerTensor) -> None:
         super().__init__()
-        self.name = name
         self.register_buffer("tensor_scale", tensor.scale)
         self.grid = tensor.grid
 
     def forward(self, x: Tensor) -> Any:
         grid, scale = self.grid, self.tensor_scale
-        return torch.ops.qat_vsam.fake_quantize(x, scale, grid.lowest, grid.highest, grid.stride, self.name)
+        return torch.ops.qat_vsam.fake_quantize(x, scale, grid.lowest, grid.highest, grid.stride)
 
 
 def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
@@ -122,7 +122,7 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     traced = replace_modules(traced, replacements)
     for border, tensor in places:
         if isinstance(tensor, IntegerTensor):
-            put_at(traced.get_submodule(border.module), border, _TracedTensor(border.name, tensor))
+            put_at(traced.get_submodule(border.module), border, _TracedTensor(tensor))
     sample = sample.detach().cpu()
     # a traced batch of one would be taken for a constant
     sample = torch.cat([sample[:1], sample[:1]])
@@ -154,6 +154,7 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
             )
         ) from error
     graph = cast("ONNXProgram", program).model
+    _name_tensors(graph.graph)
     fold_batch_norms(graph.graph)
     remove_repeats(graph.graph)
     for tidy in (
@@ -166,7 +167,16 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     return ir.to_proto(graph)
 
 
-def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int, name: str) -> Any:
+def _name_tensors(graph: ir.Graph) -> None:
+    """Give what a quantizer between layers was written as that quantizer's name, which the exporter keeps as a note."""
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        names = [scope for scope in scopes if is_border(scope)]
+        if node.op_type == "DequantizeLinear" and names:
+            node.name = names[-1]
+
+
+def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int) -> Any:
     grid = Grid(8, lowest, highest, stride)
     kind = ir.DataType.INT8 if lowest < 0 else ir.DataType.UINT8
     zero_point = _constant(0, kind)
@@ -179,10 +189,7 @@ def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stri
         if (lowest, highest) not in ((-128, 127), (0, 255)):
             # behind QuantizeLinear: in front of it, runtimes cannot fuse it with the convolution before
             codes = op.Clip(codes, _constant(lowest, kind), _constant(highest, kind))
-    values = op.DequantizeLinear(codes, scale, zero_point)
-    if name:
-        values.producer().name = name
-    return values
+    return op.DequantizeLinear(codes, scale, zero_point)
 
 
 def _translate_dequantize(codes: Any, scale: Any, zero_point: Any) -> Any:
