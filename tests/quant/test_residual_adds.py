@@ -174,6 +174,40 @@ def test_layers_that_read_an_operand_share_its_quantizer_and_do_not_repeat_it():
     assert type(model.layer1[0]) is torchvision.models.resnet.BasicBlock
 
 
+class Shortcut(nn.Module):
+    """A block whose shortcut is a module, as the CIFAR nets have it: its input is read by a layer before."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.shortcut, self.head = nn.Identity(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(self.conv(x))
+        return self.head(F.relu(y + self.shortcut(x)))
+
+
+@pytest.mark.parametrize(
+    "build", [Shortcut, Net, torchvision.models.squeezenet1_1, torchvision.models.shufflenet_v2_x0_5]
+)
+def test_what_a_layer_does_not_quantize_again_lies_on_its_grid(build):
+    model, _ = prepared(build)
+    off = []
+
+    def note(layer, args):
+        x_hat = layer.input_quantizer.dequantize(layer.input_quantizer.codes(args[0]))
+        off.append((args[0] - x_hat).abs().max() > 1e-4 * x_hat.abs().max())
+
+    for _, layer in quant_layers(model):
+        if layer.input_is_quantized:
+            layer.register_forward_pre_hook(note)
+    with torch.no_grad():
+        model.eval()(X)
+    assert off
+    assert not any(off)
+
+
 class Fork(nn.Module):
     """What is added is read by two layers."""
 
