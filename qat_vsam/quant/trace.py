@@ -27,7 +27,7 @@ ARRANGING = {
     *("unsqueeze", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "repeat", "clone", "alias"),
     *("detach", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "zero_pad"),
-    "max_pool",
+    *("as_strided", "max_pool"),
 }
 _NAMES = {
     "cat": "concat",
@@ -191,8 +191,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._inside() or not self._stack:
             return func(*args, **(kwargs or {}))
-        written = _written(func, args)
-        operation = self._operation(_kind(func, args), _tensors((args, kwargs)), written)
+        kind = _kind(func, args)
+        written = None if kind in ARRANGING else _written(func, args)
+        operation = self._operation(kind, _tensors((args, kwargs)), written)
         result = func(*args, **(kwargs or {}))
         if written is not None:
             for other in self._of_memory.get(_memory(written), set()) - {id(written)}:

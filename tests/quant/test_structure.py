@@ -134,6 +134,13 @@ def test_what_is_float_between_layers_can_be_asked():
     assert [row.kind for row in operations_between(model, X) if row.skipped] == ["hardswish", "average_pool"]
 
 
+def test_no_memory_format_counts_as_an_operation():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model.to(memory_format=torch.channels_last)
+    x = X.to(memory_format=torch.channels_last)
+    assert [row.kind for row in operations_between(model, x)] == ["average_pool"]
+
+
 def test_it_is_plain_data_and_a_table():
     structure = analyse(Pools(), X[:, :, :4, :4])
     json.dumps(structure.to_dict())
