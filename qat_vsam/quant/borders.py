@@ -66,8 +66,8 @@ def borders(model: nn.Module) -> Iterator[tuple[Border, nn.Module]]:
     sides: tuple[Side, ...] = ("before", "after")
     for name, module in model.named_modules():
         for side in sides:
-            quantizer = module._modules.get(_PREFIX + side)
-            if quantizer is not None:
+            if (child := _PREFIX + side) in module._modules:
+                quantizer = module.get_submodule(child)
                 copying = (_copy_before, _copy_after)
                 hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
                 yield Border(name, side, any(hook in copying for hook in hooks)), quantizer

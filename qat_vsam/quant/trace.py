@@ -127,6 +127,8 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     recorder = _Recorder({module for module in model.modules() if is_layer(module) or isinstance(module, Quantizer)})
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks: what runs in it counts as run by the module around it
             enter, leave = recorder.borders(name, module)
             stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             # what else hooks onto a whole module, such as a quantizer of its result, is outside of it

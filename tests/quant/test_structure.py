@@ -134,6 +134,17 @@ def test_what_is_float_between_layers_can_be_asked():
     assert [row.kind for row in operations_between(model, X) if row.skipped] == ["hardswish", "average_pool"]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scripted_parts_are_seen_from_outside():
+    class Twice(nn.Module):
+        def forward(self, x):
+            return torch.relu(x) + torch.relu(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(Twice()), nn.Conv2d(4, 2, 1))
+    summary = prepare(model, QuantSpec.preset("w8a8", residual_adds="quantized"), sample=X)
+    assert "it reads the result of relu in the forward of Sequential" in summary.operations[0].skipped
+
+
 def test_no_memory_format_counts_as_an_operation():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     model.to(memory_format=torch.channels_last)
