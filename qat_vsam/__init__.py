@@ -60,9 +60,13 @@ if TYPE_CHECKING:
     from qat_vsam.optim import SplitSGD as SplitSGD
     from qat_vsam.quant import LayerRule as LayerRule
     from qat_vsam.quant import QuantSpec as QuantSpec
+    from qat_vsam.quant import Structure as Structure
     from qat_vsam.quant import Summary as Summary
     from qat_vsam.quant import TensorSpec as TensorSpec
+    from qat_vsam.quant import analyse as analyse
     from qat_vsam.quant import calibrate as calibrate
+    from qat_vsam.quant import freeze_batch_norm as freeze_batch_norm
+    from qat_vsam.quant import operations_between as operations_between
     from qat_vsam.quant import param_groups as param_groups
     from qat_vsam.quant import prepare as prepare
     from qat_vsam.quant import reestimate_batch_norm as reestimate_batch_norm
@@ -109,18 +113,22 @@ _PUBLIC = {
     "RandomSAM": ("optim", "RandomSAM"),
     "SharpnessAware": ("optim", "SharpnessAware"),
     "SplitSGD": ("optim", "SplitSGD"),
+    "Structure": ("quant", "Structure"),
     "Summary": ("quant", "Summary"),
     "TensorSpec": ("quant", "TensorSpec"),
     "VSAM": ("optim", "VSAM"),
     "build_model": ("models", "build_model"),
+    "analyse": ("quant", "analyse"),
     "calibrate": ("quant", "calibrate"),
     "compare": ("recipes", "compare"),
     "evaluate": ("evaluate", None),
     "export": ("export", None),
     "fit": ("train", "fit"),
+    "freeze_batch_norm": ("quant", "freeze_batch_norm"),
     "load": ("export", "load"),
     "load_checkpoint": ("models", "load_checkpoint"),
     "load_dataset": ("data", "load_dataset"),
+    "operations_between": ("quant", "operations_between"),
     "param_groups": ("quant", "param_groups"),
     "prepare": ("quant", "prepare"),
     "quantize": ("recipes", "quantize"),

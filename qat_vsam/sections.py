@@ -83,6 +83,9 @@ class QuantSection(Section):
     first_last_bits: Annotated[int, Field(ge=1, le=8)] | None = 8
     keep: list[str] = []
     overrides: dict[str, str] = {}
+    residual_adds: Literal["float", "quantized"] = "float"
+    batch_norm: Literal["keep", "freeze"] = "keep"
+    freeze_after: Annotated[int, Field(ge=0)] = 0
     calibration_images: Annotated[int, Field(ge=1)] = 1024
 
 

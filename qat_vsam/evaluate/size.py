@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qat_vsam.evaluate.accuracy import evaluation_mode
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers
+from qat_vsam.quant.borders import border_quantizers
 
 FLOAT_BITS = 32
 
@@ -67,6 +68,7 @@ def model_size(model: nn.Module, sample: Tensor | None = None) -> Size:
         for quantizer in (layer.weight_quantizer, layer.input_quantizer)
         if quantizer is not None and quantizer.enabled
     }
+    scales |= {quantizer: 4 for quantizer in border_quantizers(model) if quantizer.enabled}
     macs = bit_operations = None
     if sample is not None:
         macs, bit_operations = _operations(model, sample)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
+from qat_vsam.quant.borders import border_quantizers, borders, put_at
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.layers import CONV_TRANSPOSE
 from qat_vsam.quant.replace import replace_modules
@@ -62,6 +63,37 @@ class Grid:
     def carrier(self) -> torch.dtype:
         """The 8-bit type that holds every code."""
         return torch.int8 if self.highest <= 127 else torch.uint8
+
+
+class IntegerTensor(nn.Module):
+    """A tensor between layers as integer codes: x to scale * code, the value that an addition of integers sees.
+
+    Args:
+        scale: shape ().
+        grid: of the codes.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("scale", scale)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """int8 or uint8."""
+        return _codes(x, self.scale, self.grid)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """The values behind codes."""
+        return dequantize(codes, self.scale, self.grid.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values(self.codes(x))
+
+
+def _codes(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    return sign_codes(x) if grid.stride == 2 else quantize(x, scale, grid.lowest, grid.highest, grid.zero_point)
 
 
 class IntegerLayer(nn.Module, ABC):
@@ -110,10 +142,7 @@ class IntegerLayer(nn.Module, ABC):
         """The integer codes of an input, int8 or uint8; the input itself in a weight-only layer."""
         if self.activation_scale is None or self.activation_grid is None:
             return x
-        if self.activation_grid.stride == 2:
-            return sign_codes(x)
-        grid = self.activation_grid
-        return quantize(x, self.activation_scale, grid.lowest, grid.highest, grid.zero_point)
+        return _codes(x, self.activation_scale, self.activation_grid)
 
     def activation_values(self, codes: Tensor, like: Tensor) -> Tensor:
         """The input behind `activation_codes`, in the dtype of another tensor; the codes in a weight-only layer."""
@@ -253,7 +282,8 @@ def row_shape(geometry: Any) -> list[int]:
 def integer_model(model: nn.Module) -> nn.Module:
     """A copy of a fake-quantized model whose quantized layers compute on integer codes.
 
-    Everything else (batch norms, additions, pooling, layers kept in float) stays as it is. The copy is in
+    Quantizers between the layers become an `IntegerTensor` each. Everything else (batch norms, additions, pooling,
+    layers kept in float) stays as it is. The copy is in
     evaluation mode and has no gradient; the model itself is not touched.
 
     Args:
@@ -275,7 +305,16 @@ def integer_model(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in list(quant_layers(copied)):
         replacements[layer] = _from_quantized(name, layer)
-    return replace_modules(copied, replacements)
+    tensors: dict[nn.Module, nn.Module] = {
+        quantizer: IntegerTensor(_one_scale(name, quantizer), Grid.of(quantizer))
+        for quantizer, name in border_quantizers(copied).items()
+        if quantizer.enabled
+    }
+    places = list(borders(copied))
+    integers = replace_modules(copied, replacements)
+    for border, quantizer in places:
+        put_at(integers.get_submodule(border.module), border, tensors.get(quantizer, nn.Identity()))
+    return integers
 
 
 def _from_quantized(name: str, layer: QuantLayer) -> nn.Module:
@@ -314,14 +353,18 @@ def _from_quantized(name: str, layer: QuantLayer) -> nn.Module:
     )
     if activation is None:
         return integer_layer(layer, *codes)
-    activation_scale = activation.scale().detach()
-    if activation_scale.numel() != 1:
+    return integer_layer(layer, *codes, _one_scale(f"{name}.input_quantizer", activation), Grid.of(activation))
+
+
+def _one_scale(name: str, activation: Quantizer) -> Tensor:
+    scale = activation.scale().detach()
+    if scale.numel() != 1:
         raise InputError(
             explain(
-                f"{name}.input_quantizer",
-                f"{activation_scale.numel()} step sizes",
+                name,
+                f"{scale.numel()} step sizes",
                 "one for the whole tensor, so that the sum of products has one scale",
                 'use granularity="per_tensor" for activations',
             )
         )
-    return integer_layer(layer, *codes, activation_scale.reshape(()).clone(), Grid.of(activation))
+    return scale.reshape(()).clone()

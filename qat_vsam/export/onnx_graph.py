@@ -11,6 +11,7 @@ Below 8 bits the codes still travel in 8-bit integers: what a runtime gains ther
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -31,7 +32,9 @@ from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, settle_initializers
-from qat_vsam.export.integer import IntegerLayer, integer_model
+from qat_vsam.export.integer import IntegerLayer, IntegerTensor, integer_model
+from qat_vsam.export.repeats import remove_repeats
+from qat_vsam.quant.borders import borders, is_border, put_at
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.replace import replace_modules
 
@@ -68,7 +71,7 @@ class _TracedLayer(nn.Module):
 
     def __init__(self, layer: IntegerLayer) -> None:
         super().__init__()
-        for name, buffer in layer.named_buffers():
+        for name, buffer in layer.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         self.shape = layer.weight_codes.shape
         # one axis for the scales: those of groups lie along it, too
@@ -96,6 +99,19 @@ class _TracedLayer(nn.Module):
         return self.operate(x, weight, self.bias if self.has_bias else None)
 
 
+class _TracedTensor(nn.Module):
+    """An `IntegerTensor` written with the first of the two operators."""
+
+    def __init__(self, tensor: IntegerTensor) -> None:
+        super().__init__()
+        self.register_buffer("tensor_scale", tensor.scale)
+        self.grid = tensor.grid
+
+    def forward(self, x: Tensor) -> Any:
+        grid, scale = self.grid, self.tensor_scale
+        return torch.ops.qat_vsam.fake_quantize(x, scale, grid.lowest, grid.highest, grid.stride, grid.zero_point)
+
+
 def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     """The ONNX graph of a fake-quantized, weight-only or float model.
 
@@ -109,9 +125,15 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
         InputError: the model cannot be traced, or a layer cannot be written as integers.
     """
     traced = integer_model(model).cpu()
-    layers = [layer for layer in traced.modules() if isinstance(layer, IntegerLayer)]
-    replacements: dict[nn.Module, nn.Module] = {layer: _TracedLayer(layer) for layer in layers}
+    replacements: dict[nn.Module, nn.Module] = {}
+    for module in traced.modules():
+        if isinstance(module, IntegerLayer):
+            replacements[module] = _TracedLayer(module)
+    places = list(borders(traced))
     traced = replace_modules(traced, replacements)
+    for border, tensor in places:
+        if isinstance(tensor, IntegerTensor):
+            put_at(traced.get_submodule(border.module), border, _TracedTensor(tensor))
     sample = sample.detach().cpu()
     # a traced batch of one would be taken for a constant
     sample = torch.cat([sample[:1], sample[:1]])
@@ -143,7 +165,9 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
             )
         ) from error
     graph = cast("ONNXProgram", program).model
+    _name_tensors(graph.graph)
     fold_batch_norms(graph.graph)
+    remove_repeats(graph.graph)
     for tidy in (
         RemoveUnusedNodesPass(),
         ClearMetadataAndDocStringPass(),  # stack traces of this machine
@@ -152,6 +176,15 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     settle_initializers(graph.graph)
     graph.producer_name = "qat-vsam"
     return ir.to_proto(graph)
+
+
+def _name_tensors(graph: ir.Graph) -> None:
+    """Give what a quantizer between layers was written as that quantizer's name, which the exporter keeps as a note."""
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        names = [scope for scope in scopes if is_border(scope)]
+        if node.op_type == "DequantizeLinear" and names:
+            node.name = names[-1]
 
 
 def _translate_fake_quantize(x: Any, scale: Any, lowest: int, highest: int, stride: int, zero_point: int) -> Any:
@@ -204,6 +237,15 @@ def layer_inputs(graph: ir.Graph) -> dict[str, list[str]]:
                 value = _trace_back(node.inputs[0], ("Pad", "DequantizeLinear"))
                 found.setdefault(layer, []).append(value)
     return found
+
+
+def tensor_codes(graph: ir.Graph) -> dict[str, str]:
+    """For each quantizer between layers, the value that holds its codes; the node behind it has its name."""
+    return {
+        str(node.name): str(node.inputs[0].name)
+        for node in graph
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and is_border(str(node.name))
+    }
 
 
 def weight_codes(graph: ir.Graph) -> dict[str, list[Tensor]]:

@@ -3,6 +3,7 @@
     NAME.weight_codes       uint8, ceil(weights * bits / 8) bytes, see `bits.py`
     NAME.weight_scale       float32, one for each output channel
     NAME.activation_scale   float32, one number; absent in a weight-only layer
+    NAME.quantizer_after.scale   float32, one number, of a tensor quantized between layers (or quantizer_before)
     everything else         biases, norms and float layers, as in the model's state_dict
 
 The metadata holds the layer table (shape and grids of every packed layer), how to build the model, and
@@ -17,6 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,10 @@ from torch import Tensor, nn
 from qat_vsam.errors import CheckpointError, InputError, QatVsamError, explain
 from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
-from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, row_shape
+from qat_vsam.export.integer import Grid, IntegerLayer, IntegerTensor, integer_layer, integer_model, row_shape
 from qat_vsam.models import build_model
 from qat_vsam.quant.attention import call_projections
+from qat_vsam.quant.borders import Border, borders, put_at
 from qat_vsam.quant.prepare import LAYERS
 from qat_vsam.quant.replace import replace_modules
 
@@ -77,11 +80,18 @@ def to_packed(model: nn.Module, builder: Mapping[str, Any] | None = None) -> byt
             if layer.activation_grid is not None:
                 layers[name]["activation"] = layer.activation_grid.to_dict()
             tensors[key] = pack_codes(layer.weight_codes, grid.bits, grid.lowest, grid.stride)
+    tensors_between = {
+        border.name: {**asdict(border), "grid": tensor.grid.to_dict()}
+        for border, tensor in borders(integers)
+        if isinstance(tensor, IntegerTensor)
+    }
     content = {
         "version": VERSION,
         "builder": dict(builder) if builder else getattr(model, "builder", None),
         "layers": layers,
     }
+    if tensors_between:
+        content["tensors"] = tensors_between
     try:
         text = json.dumps(content, separators=(",", ":"))
     except TypeError as error:
@@ -156,7 +166,7 @@ def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_build
     built = _build(path, content["builder"], trust_builder) if model is None else copy.deepcopy(model)
     built = built.cpu().eval().requires_grad_(False)
     try:
-        return _fill(path, built, content["layers"], tensors)
+        return _fill(path, built, content, tensors)
     except QatVsamError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -164,8 +174,9 @@ def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_build
         raise CheckpointError(explain(str(path), got, f"a {FORMAT} file", _AGAIN)) from error
 
 
-def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """Put integer layers in place and load everything else."""
+def _fill(path: Path, built: nn.Module, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Put integer layers and tensors in place and load everything else."""
+    layers = content["layers"]
     if not set(layers) <= {name for name, _ in built.named_modules()}:
         call_projections(built)  # those of an attention are layers only in a prepared model
     modules = dict(built.named_modules())
@@ -178,6 +189,13 @@ def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict
             raise CheckpointError(explain(f"{path}: {name}", got, expected, "pass the model that was exported"))
         replacements[place] = _unpack_layer(name, place, row, tensors)
     built = replace_modules(built, replacements)
+    for name, row in content.get("tensors", {}).items():
+        if row["module"] not in modules:
+            advice = "pass the model that was exported"
+            raise CheckpointError(explain(f"{path}: {name}", "no such module", "a module of the model", advice))
+        border = Border(row["module"], row["side"], row["copies"])
+        tensor = IntegerTensor(tensors[f"{name}.scale"], Grid(**row["grid"]))
+        put_at(built.get_submodule(border.module), border, tensor)
     _load_state(path, built, tensors)
     return built
 

@@ -15,14 +15,18 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from qat_vsam.export.integer import IntegerLayer
-from qat_vsam.export.onnx_graph import layer_inputs
+from qat_vsam.export.integer import IntegerLayer, IntegerTensor
+from qat_vsam.export.onnx_graph import layer_inputs, tensor_codes
 from qat_vsam.export.runtime import OnnxRuntime
-from qat_vsam.quant import QuantLayer, quant_layers
+from qat_vsam.quant import Quantizer, QuantLayer, quant_layers
+from qat_vsam.quant.borders import Border, borders
 
 LayerInputs = dict[str, list[Tensor]]
-"""Layer -> the codes that entered it, one tensor for each call; floats where only weights are quantized."""
+"""Layer, or quantizer between layers -> the codes that entered it, one tensor for each call.
+
+Floats, where only weights are quantized."""
 
 Probe = Callable[[Tensor, LayerInputs], LayerInputs]
 """(inputs, what entered the layers of the model) -> what enters the layers of the artifact."""
@@ -41,8 +45,36 @@ def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, LayerInputs]:
         for name, layer in quant_layers(model):
             if layer.weight_quantizer.enabled:
                 hooks.callback(layer.register_forward_pre_hook(note(name, layer)).remove)
+        for border, quantizer in borders(model):
+            if isinstance(quantizer, Quantizer) and quantizer.enabled:
+                module = model.get_submodule(border.module)
+                hooks.callback(_watch(module, border, _noting(seen, border.name, quantizer)).remove)
         logits: Tensor = model(x)
     return logits, seen
+
+
+def _watch(module: nn.Module, border: Border, look: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Let a function see, and replace, what the quantizer at a border has handed on."""
+    if border.side == "before":
+        return module.register_forward_pre_hook(lambda _, arguments: (look(arguments[0]), *arguments[1:]))
+    return module.register_forward_hook(lambda _, arguments, y: look(y))
+
+
+def _noting(seen: LayerInputs, name: str, quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
+    def look(x_hat: Tensor) -> Tensor:
+        seen.setdefault(name, []).append(quantizer.codes(x_hat))
+        return x_hat
+
+    return look
+
+
+def _exchanging(seen: LayerInputs, name: str, tensor: IntegerTensor, given: LayerInputs) -> Callable[[Tensor], Tensor]:
+    def look(x_hat: Tensor) -> Tensor:
+        calls = seen.setdefault(name, [])
+        calls.append(tensor.codes(x_hat))
+        return tensor.values(given[name][len(calls) - 1]).to(x_hat.dtype)
+
+    return look
 
 
 class IntegerProbe:
@@ -66,6 +98,10 @@ class IntegerProbe:
             for name, layer in self._model.named_modules():
                 if isinstance(layer, IntegerLayer):
                     hooks.callback(layer.register_forward_pre_hook(exchange(name)).remove)
+            for border, tensor in borders(self._model):
+                if isinstance(tensor, IntegerTensor):
+                    module = self._model.get_submodule(border.module)
+                    hooks.callback(_watch(module, border, _exchanging(seen, border.name, tensor, given)).remove)
             self._model(x)
         return seen
 
@@ -78,6 +114,7 @@ class OnnxProbe:
         graph = model.graph
         self._input = str(graph.inputs[0].name)
         self._layers = layer_inputs(graph)
+        self._layers |= {tensor: [name] for tensor, name in tensor_codes(graph).items()}
         self._given: dict[str, str] = {}
         for name in {name for names in self._layers.values() for name in names} - {self._input}:
             value = next(v for node in graph for v in node.outputs if v.name == name)

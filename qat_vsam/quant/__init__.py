@@ -1,5 +1,6 @@
 """Fake quantization: what (`spec`), the maths (`functional`), how (`quantizers`), where (`layers`)."""
 
+from qat_vsam.quant.between import operations_between
 from qat_vsam.quant.calibrate import calibrate
 from qat_vsam.quant.functional import (
     dequantize,
@@ -11,6 +12,7 @@ from qat_vsam.quant.functional import (
     sign_codes,
     sign_quantize,
 )
+from qat_vsam.quant.graph import Structure, analyse
 from qat_vsam.quant.groups import param_groups
 from qat_vsam.quant.layers import (
     QuantConv1d,
@@ -40,9 +42,9 @@ from qat_vsam.quant.quantizers import (
     set_quantizers_enabled,
 )
 from qat_vsam.quant.spec import LayerRule, QuantSpec, list_methods, list_presets
-from qat_vsam.quant.stability import reestimate_batch_norm
+from qat_vsam.quant.stability import freeze_batch_norm, reestimate_batch_norm
 from qat_vsam.quant.statistics import TensorStatistics, initial_step_size
-from qat_vsam.quant.summary import Summary, SummaryRow
+from qat_vsam.quant.summary import OperationRow, Summary, SummaryRow
 from qat_vsam.quant.targets import describe_targets, list_targets
 from qat_vsam.quant.tensor_spec import TensorSpec, integer_range
 
@@ -53,6 +55,7 @@ __all__ = [
     "LSQQuantizer",
     "LayerRule",
     "MinMaxQuantizer",
+    "OperationRow",
     "PACTQuantizer",
     "QuantConv1d",
     "QuantConv2d",
@@ -65,13 +68,16 @@ __all__ = [
     "QuantLinear",
     "QuantSpec",
     "Quantizer",
+    "Structure",
     "Summary",
     "SummaryRow",
     "TensorSpec",
     "TensorStatistics",
+    "analyse",
     "calibrate",
     "dequantize",
     "describe_targets",
+    "freeze_batch_norm",
     "initial_step_size",
     "input_quantizers",
     "integer_range",
@@ -81,6 +87,7 @@ __all__ = [
     "lsq_quantize",
     "lsq_quantize_reference",
     "make_quantizer",
+    "operations_between",
     "param_groups",
     "positive_scale",
     "power_of_two",

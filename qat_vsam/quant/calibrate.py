@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
+from qat_vsam.quant.borders import border_quantizers
 from qat_vsam.quant.groups import is_norm
 from qat_vsam.quant.layers import input_quantizers, quant_layers
 from qat_vsam.quant.modes import evaluating, inputs_of, quantizers_off
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.statistics import STEP_SIZE_METHODS, StepSizeMethod, TensorStatistics
+from qat_vsam.quant.trace import trace
 
 
 @torch.no_grad()
@@ -61,9 +63,8 @@ def calibrate(
     if first is None:
         raise InputError(explain("batches", "no batch", "at least one", "give calibration data"))
     with evaluating(model), quantizers_off(model):
-        groups = layers_that_read_the_same_tensor(layers, lambda: model(first))
-        share_input_quantizers(model, groups)
-        names = input_quantizers(model)
+        share_input_quantizers(model, layers_that_read_the_same_tensor(trace(model, first[:2])))
+        names = {**border_quantizers(model), **input_quantizers(model)}
         seen = _observe(model, itertools.chain([first], inputs), names)
         unreached = [quantizer for quantizer, statistics in seen.items() if not statistics.count]
         if unreached:

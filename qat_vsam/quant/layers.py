@@ -33,6 +33,7 @@ class QuantLayer(nn.Module):
     Attributes:
         weight_quantizer: always there; its first step size is read from the weight.
         input_quantizer: None for weight-only quantization. Layers that read the same tensor may share one.
+        input_is_quantized: whether the input comes quantized, by this input quantizer at another module's border.
         weight_offset: None, or a tensor of the weight's shape that is added behind the weight quantizer. Its
             gradient is the gradient at the quantized weight. Belongs to no state_dict.
     """
@@ -40,6 +41,7 @@ class QuantLayer(nn.Module):
     weight: Tensor
     weight_quantizer: Quantizer
     input_quantizer: Quantizer | None
+    input_is_quantized: bool
     weight_offset: Tensor | None
     _float_class: type[nn.Module]
 
@@ -59,6 +61,7 @@ class QuantLayer(nn.Module):
         self.input_quantizer = None
         if activation_spec is not None:
             self.input_quantizer = make_quantizer(activation_spec, "activation", None, device, dtype)
+        self.input_is_quantized = False
         self.weight_offset = None
         self.initialise_weight_quantizer()
 
@@ -82,7 +85,8 @@ class QuantLayer(nn.Module):
         layer = take_over(self, self._float_class)
         for name in ("weight_quantizer", "input_quantizer"):
             del layer._modules[name]
-        del layer.__dict__["weight_offset"]
+        for name in ("input_is_quantized", "weight_offset"):
+            del layer.__dict__[name]
         return layer
 
     def initialise_weight_quantizer(self, method: StepSizeMethod = "mse") -> None:
@@ -123,7 +127,7 @@ class QuantLayer(nn.Module):
         return weight if self.weight_offset is None else weight + self.weight_offset
 
     def _used_input(self, x: Tensor) -> Tensor:
-        if self.input_quantizer is None:
+        if self.input_quantizer is None or self.input_is_quantized:
             return x
         x_hat: Tensor = self.input_quantizer(x)
         return x_hat

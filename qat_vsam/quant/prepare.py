@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
 from qat_vsam.quant.attention import CalledAttention, call_projections, cannot_be_called
+from qat_vsam.quant.between import KINDS, Plan, add_quantizers, operations_between
 from qat_vsam.quant.groups import is_norm
 from qat_vsam.quant.layers import (
     QuantConv1d,
@@ -22,14 +23,15 @@ from qat_vsam.quant.layers import (
     QuantLinear,
     quant_layers,
 )
-from qat_vsam.quant.modes import evaluating, inputs_of
+from qat_vsam.quant.modes import inputs_of
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.replace import replace_modules
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
-from qat_vsam.quant.summary import Summary, SummaryRow
+from qat_vsam.quant.summary import OperationRow, Summary, SummaryRow
 from qat_vsam.quant.targets import fit_layers
 from qat_vsam.quant.tensor_spec import TensorSpec
+from qat_vsam.quant.trace import trace
 
 QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {
     nn.Conv1d: QuantConv1d,
@@ -97,6 +99,10 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
 
 
 def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summary:
+    if spec.residual_adds == "quantized" and sample is None:
+        got = "quantized without a sample"
+        advice = "call prepare(model, spec, sample=x)"
+        raise ConfigError(explain("residual_adds", got, "a sample, which shows where they are", advice))
     edges, rules = _first_and_last(model), _rules(model, spec.overrides)
     reasons = _reasons(model, spec, edges, rules)
     floats = {name: module for name, module in model.named_modules() if name in reasons}
@@ -106,15 +112,24 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
     specs = fit_layers(
         spec.target, {n: (m, *_tensor_specs(spec, rules.get(n), n in edges)) for n, m in targets.items()}
     )
-    groups: list[list[str]] = []
+    seen = None
     if sample is not None and spec.activation is not None:
-        with evaluating(model):
-            x = next(inputs_of([sample], model))
-            groups = layers_that_read_the_same_tensor(targets.items(), lambda: model(x))
+        x = next(inputs_of([sample], model))
+        seen = trace(model, x)
     twins: dict[nn.Module, nn.Module] = {module: _twin(name, module, *specs[name]) for name, module in targets.items()}
     replace_modules(model, twins)
-    share_input_quantizers(model, groups)
-    return Summary(spec.name, _rows(model, floats, reasons))
+    if spec.batch_norm == "freeze":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.freeze_after = spec.freeze_after  # type: ignore[assignment]
+    between: list[OperationRow] = []
+    if seen is not None:
+        if spec.residual_adds == "quantized" and spec.activation is not None:
+            plan = Plan(seen, _kept(model, spec, rules))
+            add_quantizers(model, plan.groups, spec.activation)
+            between = [row for row in operations_between(model, x, plan.reasons) if row.kind in KINDS]
+        share_input_quantizers(model, layers_that_read_the_same_tensor(seen))
+    return Summary(spec.name, _rows(model, floats, reasons), between)
 
 
 def _twin(name: str, module: nn.Module, weight: TensorSpec, activation: TensorSpec | None) -> QuantLayer:
@@ -165,7 +180,8 @@ def _reasons(model: nn.Module, spec: QuantSpec, edges: set[str], rules: dict[str
         if not is_layer and not any(True for _ in module.parameters(recurse=False)):
             continue
         if is_norm(module):
-            reasons[name] = "normalisation"
+            frozen = spec.batch_norm == "freeze" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            reasons[name] = "normalisation" + f", frozen after {spec.freeze_after} steps" * frozen
         elif name in by_parent:
             reasons[name] = by_parent[name]
         elif type(module) not in QUANTIZED_TWIN:
@@ -183,6 +199,14 @@ def _reasons(model: nn.Module, spec: QuantSpec, edges: set[str], rules: dict[str
         else:
             reasons[name] = ""
     return reasons
+
+
+def _kept(model: nn.Module, spec: QuantSpec, rules: dict[str, LayerRule]) -> dict[str, str]:
+    """Module name -> why what is computed in its forward stays in float."""
+    kept = {name: f"override: {rule.layers}" for name, rule in rules.items() if rule.weight is None}
+    for entry, names in _named(model, "keep", spec.keep).items():
+        kept |= {name: f"keep: {entry}" for name in names if name not in rules}
+    return kept
 
 
 def _unsupported(module: nn.Module) -> str:

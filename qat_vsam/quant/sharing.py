@@ -1,4 +1,4 @@
-"""One quantizer a tensor: layers that read the same tensor are found by one forward pass and share theirs.
+"""One quantizer a tensor: layers that read the same tensor, as one forward pass shows, share theirs.
 
 A residual block feeds its input to the first convolution and to the shortcut's. A runtime quantizes that
 tensor once, so training must too, or the export computes something else.
@@ -6,53 +6,38 @@ tensor once, so training must too, or the export computes something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Iterable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qat_vsam.quant.layers import QuantLayer, quant_layers
+from qat_vsam.quant.trace import Trace, Value, is_layer, root
 
 
-def layers_that_read_the_same_tensor(
-    layers: Iterable[tuple[str, nn.Module]], run: Callable[[], object]
-) -> list[list[str]]:
-    """Groups of at least two layer names whose first input was one and the same tensor while `run` ran.
+def layers_that_read_the_same_tensor(seen: Trace) -> list[list[str]]:
+    """Groups of at least two layer names whose input held the values of one and the same tensor.
 
-    Two inputs are the same tensor where memory, shape, strides and version agree: an in-place operation
-    between two reads makes them two tensors.
+    Values that are only arranged anew, such as by a flattening or a slice, and maxima over windows, are on the grid of
+    the tensor that they come from. An in-place operation between two reads makes them two tensors.
     """
-    readers: dict[tuple[object, ...], list[str]] = {}
-    # Held until the end, so that no later tensor takes over a freed address.
-    alive: list[Tensor] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0] if inputs else None
-            if isinstance(x, Tensor):
-                alive.append(x)
-                key = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x._version)
-                readers.setdefault(key, []).append(name)
-
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in layers:
-            stack.callback(layer.register_forward_pre_hook(note(name)).remove)
-        run()
+    readers: dict[Value, list[str]] = {}
+    for operation in seen.operations:
+        if operation.kind == "layer" and operation.inputs and is_layer(operation.calls[-1].module):
+            readers.setdefault(root(operation.inputs[0]), []).append(operation.owner)
     return _merged(readers.values())
 
 
 def share_input_quantizers(model: nn.Module, groups: Iterable[list[str]]) -> None:
-    """Give the layers of each group the input quantizer of its first layer, where their specs are equal."""
+    """Give the layers of each group the input quantizer of its first layer, where their specs are equal.
+
+    Layers whose input comes quantized have its quantizer already.
+    """
     layers = dict(quant_layers(model))
     for group in groups:
         first: dict[object, QuantLayer] = {}
         for name in group:
             layer = layers.get(name)
-            if layer is None or layer.input_quantizer is None:
+            if layer is None or layer.input_quantizer is None or layer.input_is_quantized:
                 continue
             leader = first.setdefault(layer.input_quantizer.spec, layer)
             layer.input_quantizer = leader.input_quantizer

@@ -26,6 +26,8 @@ from qat_vsam.quant.tensor_spec import (
 )
 
 _COMMON_PRESETS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a2", "w8", "w4")
+RESIDUAL_ADDS = ("float", "quantized")
+BATCH_NORM = ("keep", "freeze")
 _PRESET = re.compile(r"w(\d+)(?:a(\d+))?")
 
 
@@ -79,6 +81,11 @@ class QuantSpec:
         keep: module names that stay in float, everything below them included; "re:PATTERN" matches whole
             names by a regular expression.
         overrides: rules for some layers; the first that names a layer holds, before `keep` and `first_last_bits`.
+        residual_adds: "float", or "quantized": what additions, concatenations and average pools read is quantized as
+            `activation` says, one quantizer a tensor, one for all that a concatenation joins.
+        batch_norm: "keep" trains on, "freeze" holds its statistics after `freeze_after` steps; see
+            `freeze_batch_norm`.
+        freeze_after: steps of training before batch norm is frozen.
         target: "simulated" (the papers' convention), or a runtime or format of `list_targets`, which then decides what
             it leaves no choice about: the sign of inputs where it has one alone, and the narrow range of weights.
 
@@ -100,6 +107,9 @@ class QuantSpec:
     keep: tuple[str, ...] = ()
     target: str = "simulated"
     overrides: tuple[LayerRule, ...] = ()
+    residual_adds: str = "float"
+    batch_norm: str = "keep"
+    freeze_after: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, TensorSpec):
@@ -115,7 +125,20 @@ class QuantSpec:
             advice = 'write LayerRule.preset("NAME", "w8a8")'
             raise ConfigError(explain("overrides", repr(self.overrides), "a list of LayerRule", advice))
         check_choice("target", self.target, tuple(TARGETS))
+        self._check_policies()
         self._settle()
+
+    def _check_policies(self) -> None:
+        check_choice("residual_adds", self.residual_adds, RESIDUAL_ADDS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORM)
+        if self.residual_adds == "quantized" and self.activation is None:
+            advice = "give activation bits, such as w4a8, or leave it out"
+            raise ConfigError(explain("residual_adds", "quantized for weights only", "quantized activations", advice))
+        if isinstance(self.freeze_after, bool) or not isinstance(self.freeze_after, int) or self.freeze_after < 0:
+            raise ConfigError(explain("freeze_after", self.freeze_after, "a number of steps >= 0", "write 0 or more"))
+        if self.freeze_after and self.batch_norm != "freeze":
+            got = f"{self.freeze_after} with batch_norm {self.batch_norm}"
+            raise ConfigError(explain("freeze_after", got, "batch_norm freeze beside it", "set batch_norm to freeze"))
 
     def _settle(self) -> None:
         """Take from the target what it leaves no choice about, and refuse what none of its kernels can run."""
@@ -181,6 +204,9 @@ class QuantSpec:
         surrogate: str = "ste",
         surrogate_strength: float | None = None,
         group_size: int | None = None,
+        residual_adds: str = "float",
+        batch_norm: str = "keep",
+        freeze_after: int = 0,
     ) -> QuantSpec:
         """The spec of a short name: "w4a8" is 4-bit weights and 8-bit activations, "w4" weights only.
 
@@ -189,7 +215,7 @@ class QuantSpec:
 
         Args:
             name: "wX" or "wXaY", X and Y in 1..8.
-            target, keep, overrides, first_last_bits: see the class.
+            target, keep, overrides, first_last_bits, residual_adds, batch_norm, freeze_after: see the class.
             method: quantizer of weights and activations; "dorefa" and "pact" both mean weights by "dorefa" and
                 activations by "pact", as the PACT paper has them; "lsq_plus" means weights by "lsq".
             narrow: leave out the most negative weight code.
@@ -231,6 +257,9 @@ class QuantSpec:
             keep=tuple([keep] if isinstance(keep, str) else keep),
             target=target,
             overrides=tuple(overrides),
+            residual_adds=residual_adds,
+            batch_norm=batch_norm,
+            freeze_after=freeze_after,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""What keeps a quantized net steady behind its training: batch norm's statistics measured anew."""
+"""What keeps a quantized net steady: batch norm's statistics frozen in training, or measured anew behind it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,36 @@ from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant.modes import evaluating, inputs_of
+
+
+def freeze_batch_norm(model: nn.Module, step: int) -> None:
+    """Hold the statistics of the batch norms whose time has come: those that `prepare` gave a `freeze_after`.
+
+    A frozen batch norm is in evaluation mode: it normalises by its running mean and variance and leaves them as they
+    are, as the exported model will. Scale and shift train on. `model.train()` undoes that, so call this after it, and
+    after every step; `fit` does. Nothing is kept but the step that is given, so that a resumed run freezes alike.
+
+    Args:
+        model: prepared with `batch_norm="freeze"`; any other is left alone.
+        step: steps made so far.
+
+    Example:
+        >>> from qat_vsam.quant import QuantSpec, prepare
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> _ = prepare(model, QuantSpec.preset("w4a4", batch_norm="freeze", freeze_after=100))
+        >>> for step in (99, 100):
+        ...     freeze_batch_norm(model.train(), step)
+        ...     print(model[1].training)
+        True
+        False
+
+    Reference: arXiv 1806.08342, section 3.2.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            after = getattr(module, "freeze_after", None)
+            if after is not None and step >= after:
+                module.eval()
 
 
 class _Moments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,8 +28,25 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
+class OperationRow:
+    """What is computed between the layers.
+
+    Attributes:
+        name: of the module in whose forward it stands.
+        kind: "add", "concat", "average_pool", or PyTorch's name of another operation.
+        skipped: why it stays in float; empty where all that it reads is quantized.
+    """
+
+    name: str
+    kind: str
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
 class Summary:
     """All layers with parameters, in module order; prints as a table.
+
+    Where operations between the layers are quantized as well, `operations` has a row for each of those, too.
 
     Example:
         >>> conv = SummaryRow("0", "Conv2d", weight_bits=4, scheme="int4")
@@ -43,6 +60,7 @@ class Summary:
 
     spec: str
     rows: list[SummaryRow] = field(default_factory=list)
+    operations: list[OperationRow] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[SummaryRow]:
         return iter(self.rows)
@@ -69,8 +87,20 @@ class Summary:
         for row in self.rows:
             widths = ("float" if bits is None else str(bits) for bits in (row.weight_bits, row.activation_bits))
             table.append((row.name, row.kind, *widths, f"in float: {row.skipped}" if row.skipped else row.scheme))
-        columns = [max(len(line[i]) for line in table) for i in range(5)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table
-        ]
-        return "\n".join([f"{self.spec}: {len(self.quantized)} of {len(self.rows)} layers quantized", *lines])
+        lines = [f"{self.spec}: {len(self.quantized)} of {len(self.rows)} layers quantized", *aligned(table)]
+        if self.operations:
+            quantized = [row for row in self.operations if not row.skipped]
+            lines.append(f"between them: {len(quantized)} of {len(self.operations)} operations quantized")
+            between = [("in", "operation", "inputs")]
+            between += [
+                (row.name, row.kind, f"in float: {row.skipped}" if row.skipped else "quantized")
+                for row in self.operations
+            ]
+            lines += aligned(between)
+        return "\n".join(lines)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """One line for each row, its cells in columns."""
+    columns = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table]

@@ -68,6 +68,9 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
         overrides=[LayerRule.preset(layers, bits, **how) for layers, bits in section.overrides.items()],
         first_last_bits=section.first_last_bits,
         balanced=section.balanced,
+        residual_adds=section.residual_adds,
+        batch_norm=section.batch_norm,
+        freeze_after=section.freeze_after,
         **how,
     )
 
@@ -221,7 +224,7 @@ def evaluations_per_step(recipe: Recipe, steps_per_epoch: int) -> tuple[float, f
     stand_in = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
     spec = quant_spec(recipe)
     if spec is not None:
-        prepare(stand_in, spec)
+        prepare(stand_in, QuantSpec(spec.weight, spec.activation))
     optimizer = build_optimizer(recipe, stand_in, steps_per_epoch)
     return optimizer.declared_cost() if isinstance(optimizer, SharpnessAware) else (1.0, 1.0)
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from qat_vsam.errors import ConfigError, explain
 from qat_vsam.evaluate import accuracy
+from qat_vsam.quant import freeze_batch_norm
 from qat_vsam.train.ledger import CostLedger
 from qat_vsam.train.recorder import Plan, Progress, Recorder
 from qat_vsam.train.run_folder import RunFolder
@@ -149,6 +150,7 @@ def fit(
     with repeatable, Recorder(state, run, plan) as recorder:
         while state.epoch < epochs and not state.stopped:
             model.train()
+            freeze_batch_norm(model, state.ledger.steps)
             for x, y in batches.epoch(state.epoch, state.batch):
                 x, y = x.to(state.device, non_blocking=True), y.to(state.device, non_blocking=True)
                 learning_rate = float(optimizer.param_groups[0]["lr"])
@@ -156,6 +158,7 @@ def fit(
                 if lr_scheduler is not None:
                     lr_scheduler.step()
                 made = state.count_step(value, len(x), passes)
+                freeze_batch_norm(model, state.ledger.steps)
                 recorder.after_step(value if made else None, learning_rate)
                 if state.stopped:
                     break
