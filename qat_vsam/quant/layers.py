@@ -74,7 +74,9 @@ class QuantLayer(nn.Module):
         """The float layer again, with the same Parameter objects; weights as they are, not on the grid."""
         layer = take_over(self, self._float_class)
         for name in ("weight_quantizer", "input_quantizer"):
-            del layer._modules[name]
+            # None, of a layer whose input is not quantized, is a plain attribute
+            layer._modules.pop(name, None)
+            layer.__dict__.pop(name, None)
         del layer.__dict__["weight_offset"]
         return layer
 
