@@ -80,6 +80,7 @@ class QuantSection(Section):
     first_last_bits: Annotated[int, Field(ge=1, le=8)] | None = 8
     keep: list[str] = []
     overrides: dict[str, str] = {}
+    backend: Literal["own", "brevitas"] = "own"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
 
 

@@ -8,6 +8,7 @@ gradients differ in details. Brevitas' layers, the other rival, come from `quant
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
 

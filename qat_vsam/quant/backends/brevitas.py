@@ -35,7 +35,8 @@ def to_brevitas(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        InputError: no quantized layer, one without step sizes yet, or a transposed convolution of several groups.
+        InputError: no quantized layer, one without step sizes yet; per channel a transposed convolution of several
+            groups, or an embedding.
         ConfigError: something that brevitas' layers do not have; see `check_brevitas`.
         MissingDependencyError: brevitas is not installed.
 
@@ -74,6 +75,11 @@ def check_brevitas(spec: QuantSpec) -> None:
         raise ConfigError(explain("first_last_bits", 1, "2 to 8 bits with brevitas", "choose 8, or backend=own"))
 
 
+def is_brevitas(model: nn.Module) -> bool:
+    """Whether a model has layers of brevitas; asking imports nothing."""
+    return any(type(module).__module__.startswith("brevitas.nn.") for module in model.modules())
+
+
 def _check_tensor(key: str, spec: TensorSpec) -> None:
     do = "change it, or use backend=own"
     if spec.method != "lsq":
@@ -96,8 +102,12 @@ def _check_layer(name: str, layer: QuantLayer) -> None:
             got = "a quantizer that is off" if quantizer.initialised else "no step size"
             do = "call calibrate(model, batches), or set_quantizers_enabled(model, True)"
             raise InputError(explain(f"{name}.{key}", got, "a calibrated model with quantizers on", do))
+    per_channel = layer.weight_quantizer.granularity == "per_channel"
+    if per_channel and isinstance(layer, nn.Embedding):
+        do = "keep the layer in float, or give it granularity per_tensor by an override"
+        raise InputError(explain(f"{name}.weight", "a scale for each entry", "one scale a table with brevitas", do))
     groups = layer.groups if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 1
-    if groups > 1 and layer.weight_quantizer.granularity == "per_channel":
+    if per_channel and groups > 1:
         do = "keep the layer in float, or use backend=own"
         raise InputError(explain(name, f"{groups} groups", "one group in a transposed convolution with brevitas", do))
 
