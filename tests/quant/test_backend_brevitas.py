@@ -145,8 +145,12 @@ def test_a_state_dict_restores_it() -> None:
         for parameter in trained.parameters():
             parameter.mul_(1.1)
     _, again, _ = pair(QuantSpec.preset("w4a4"))
-    again.load_state_dict(trained.state_dict())
-    assert torch.equal(again(x), trained(x))
+    before = dict(again.named_parameters())
+    for model in (copy.deepcopy(again), again):
+        model.load_state_dict(trained.state_dict())
+        assert torch.equal(model(x), trained(x))
+    # an optimizer that was made before goes on training them
+    assert all(parameter is before[name] for name, parameter in again.named_parameters())
 
 
 @pytest.mark.parametrize(

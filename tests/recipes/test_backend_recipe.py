@@ -26,9 +26,10 @@ def test_a_recipe_of_brevitas_layers_runs_from_end_to_end(
 ) -> None:
     for name in ("qonnx", "onnxoptimizer"):
         pytest.importorskip(name, reason=f"{name} is not installed")
-    train = {"epochs": 3}
-    result = run_recipe(small_recipe(quant=BREVITAS, train=train, export=["qonnx"]), tmp_path / "brevitas")
-    own = run_recipe(small_recipe(train=train), tmp_path / "own")
+    train = {"epochs": 12}
+    common = {"data": {"train_size": 300}, "optimizer": {"lr": 0.1}, "train": train}
+    result = run_recipe(small_recipe(quant=BREVITAS, export=["qonnx"], **common), tmp_path / "brevitas")
+    own = run_recipe(small_recipe(**common), tmp_path / "own")
     assert result["size"] == own["size"]
     assert result["accuracy"]["calibrated"] == own["accuracy"]["calibrated"]
     assert result["accuracy"]["test"] > 0.5
@@ -50,7 +51,7 @@ def test_a_run_of_brevitas_layers_that_was_stopped_goes_on_as_if_it_had_not_been
     recipe = small_recipe(quant=BREVITAS, train={"checkpoint_every": 1})
     run_recipe(recipe, tmp_path / "whole")
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     class Listener:
@@ -62,9 +63,9 @@ def test_a_run_of_brevitas_layers_that_was_stopped_goes_on_as_if_it_had_not_been
         def progress(self, event: Any) -> None:
             self.steps += 1
             if self.steps == 6:
-                raise Stopped
+                raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_recipe(recipe, tmp_path / "stopped", listener=Listener())  # type: ignore[arg-type]
     run_recipe(recipe, tmp_path / "stopped")
     kept = [torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "stopped")]

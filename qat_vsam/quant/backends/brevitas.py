@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import ConfigError, InputError, MissingDependencyError, explain
 from qat_vsam.quant.layers import QuantLayer, quant_layers
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.replace import replace_modules
-from qat_vsam.quant.spec import QuantSpec
+from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.tensor_spec import TensorSpec
 
 
@@ -67,7 +68,8 @@ def check_brevitas(spec: QuantSpec) -> None:
     Example:
         >>> check_brevitas(QuantSpec.preset("w4a4"))
     """
-    for rule in (spec, *spec.overrides):
+    rules: list[QuantSpec | LayerRule] = [spec, *spec.overrides]
+    for rule in rules:
         for key, tensor in (("weight", rule.weight), ("activation", rule.activation)):
             if tensor is not None:
                 _check_tensor(key, tensor)
@@ -132,7 +134,25 @@ def _brevitas_layer(layer: QuantLayer, inputs: dict[Quantizer, nn.Module]) -> nn
         new.bias = layer.bias
     if layer.input_quantizer is not None:
         new.input_quant = inputs.setdefault(layer.input_quantizer, new.input_quant)
+    new.register_load_state_dict_pre_hook(_remember_parameters)
+    new.register_load_state_dict_post_hook(_keep_parameters)
     return new.train(layer.training)  # type: ignore[no-any-return]
+
+
+def _remember_parameters(layer: nn.Module, *_: Any) -> None:
+    layer.__dict__["_before_load"] = dict(layer.named_parameters())
+
+
+@torch.no_grad()
+def _keep_parameters(layer: nn.Module, _: Any) -> None:
+    """brevitas makes new Parameters on loading; an optimizer that holds the old ones would train nothing."""
+    before = layer.__dict__.pop("_before_load")
+    for name, loaded in list(layer.named_parameters()):
+        kept = before.get(name)
+        if kept is not None and kept is not loaded:
+            path, _, leaf = name.rpartition(".")
+            kept.copy_(loaded)
+            layer.get_submodule(path)._parameters[leaf] = kept
 
 
 def _options(layer: Any) -> dict[str, Any]:
