@@ -215,7 +215,7 @@ def evaluate_run(
 @app.command("export")
 def export_command(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    format: Annotated[str, typer.Option("--format", help="onnx or packed")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx, packed or qonnx")] = "onnx",
     data_root: DataRoot = None,
 ) -> None:
     """Export a finished run's model and prove that it computes the same."""

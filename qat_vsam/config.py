@@ -68,7 +68,7 @@ class Recipe(Section):
     quant: QuantSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
-    export: list[Literal["onnx", "packed"]] = Field(default_factory=list)
+    export: list[Literal["onnx", "packed", "qonnx"]] = Field(default_factory=list)
     init_from: str | None = None
 
     @property

@@ -86,6 +86,7 @@ class QuantSection(Section):
     residual_adds: Literal["float", "quantized"] = "float"
     batch_norm: Literal["keep", "freeze"] = "keep"
     freeze_after: Annotated[int, Field(ge=0)] = 0
+    backend: Literal["own", "brevitas"] = "own"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
 
 

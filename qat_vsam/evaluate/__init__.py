@@ -11,7 +11,7 @@ from typing import Any
 from qat_vsam.evaluate.accuracy import Accuracy, accuracy, evaluation_mode
 from qat_vsam.evaluate.bench import Timing, interleave, median_ratio
 from qat_vsam.evaluate.latency import LatencyResult, latency
-from qat_vsam.evaluate.rivals import NativeQuantizer, use_brevitas_layers, use_native_operator
+from qat_vsam.evaluate.rivals import NativeQuantizer, use_native_operator
 from qat_vsam.evaluate.sharpness import Sharpness, sharpness
 from qat_vsam.evaluate.size import Size, model_size
 from qat_vsam.evaluate.step_workloads import (
@@ -42,7 +42,6 @@ __all__ = [
     "resnet20_workloads",
     "sharpness",
     "step_workloads",
-    "use_brevitas_layers",
     "use_native_operator",
 ]
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from qat_vsam.evaluate.rivals import use_brevitas_layers, use_native_operator
+from qat_vsam.evaluate.rivals import use_native_operator
 from qat_vsam.models import build_model
 from qat_vsam.quant import QuantSpec, calibrate, prepare, set_compiled
+from qat_vsam.quant.backends.brevitas import to_brevitas
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
 
@@ -148,7 +149,7 @@ def step_workloads(
         quantized.train()
 
     def workload(base: nn.Module, factory: OptimizerFactory, implementation: str = DEFAULT) -> StepWorkload:
-        own = _implement(copy.deepcopy(base), implementation, x)
+        own = _implement(copy.deepcopy(base), implementation)
         return StepWorkload(own, factory(own), x, y, steps, bf16=implementation.endswith("bf16"))
 
     workloads = {f"float32 {name}": workload(float_model, factory) for name, factory in optimizers.items()}
@@ -161,7 +162,7 @@ def step_workloads(
     return workloads
 
 
-def _implement(model: nn.Module, implementation: str, x: Tensor) -> nn.Module:
+def _implement(model: nn.Module, implementation: str) -> nn.Module:
     if implementation == "eager":
         set_compiled(model, False)
     elif implementation.startswith("compiled model"):
@@ -169,6 +170,6 @@ def _implement(model: nn.Module, implementation: str, x: Tensor) -> nn.Module:
     elif implementation == "native":
         use_native_operator(model)
     elif implementation == "brevitas":
-        use_brevitas_layers(model, x)
+        to_brevitas(model)
         model.to(memory_format=torch.channels_last)
     return model

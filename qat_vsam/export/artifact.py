@@ -17,7 +17,9 @@ from qat_vsam.export.onnx_graph import weight_codes
 from qat_vsam.export.packed import load_packed
 from qat_vsam.export.probe import IntegerProbe, OnnxProbe, Probe, answer
 from qat_vsam.export.proof import Comparison, Noise
-from qat_vsam.export.runtime import OnnxRuntime, PackedRuntime, Runtime
+from qat_vsam.export.qonnx import QonnxRuntime
+from qat_vsam.export.runtime import OnnxRuntime, PackedRuntime
+from qat_vsam.export.runtime_base import Runtime
 from qat_vsam.quant import quant_layers
 from qat_vsam.quant.functional import dequantize
 
@@ -31,12 +33,12 @@ class Artifact:
     Attributes:
         runtime: computes logits.
         probe: shows the codes that enter each layer.
-        weights: weight codes by layer, one tensor for each copy in the file.
+        weights: weight codes by layer, one tensor for each copy in the file; None where only logits are compared.
     """
 
     runtime: Runtime
     probe: Probe
-    weights: Mapping[str, list[Tensor]]
+    weights: Mapping[str, list[Tensor]] | None
 
 
 def load_packed_artifact(path: Path, architecture: nn.Module) -> Artifact:
@@ -55,6 +57,11 @@ def load_onnx_artifact(path: Path, disabled_optimizers: Sequence[str]) -> Artifa
     return Artifact(runtime, OnnxProbe(data, disabled_optimizers), weights)
 
 
+def load_qonnx_artifact(path: Path) -> Artifact:
+    """A QONNX file in qonnx' executor."""
+    return Artifact(QonnxRuntime(path.read_bytes(), str(path)), lambda x, given: {}, None)
+
+
 def compare(reference: nn.Module, artifact: Artifact, inputs: Tensor) -> Comparison:
     """Run both sides.
 
@@ -65,9 +72,10 @@ def compare(reference: nn.Module, artifact: Artifact, inputs: Tensor) -> Compari
     """
     layers = {name: layer for name, layer in quant_layers(reference) if layer.weight_quantizer.enabled}
     comparison = Comparison()
-    if layers:
+    weights = artifact.weights
+    if layers and weights is not None:
         comparison.weight_mismatches = [
-            name for name, layer in layers.items() if not _same_weights(layer.row_codes(), name, artifact.weights)
+            name for name, layer in layers.items() if not _same_weights(layer.row_codes(), name, weights)
         ]
     for part in inputs.split(_BATCH):
         logits, expected = answer(reference, part)

@@ -22,6 +22,7 @@ from qat_vsam.export.artifact import (
     compare,
     load_onnx_artifact,
     load_packed_artifact,
+    load_qonnx_artifact,
     rounding_noise,
 )
 from qat_vsam.export.evidence import encode, side_files
@@ -29,6 +30,7 @@ from qat_vsam.export.files import commit, staged, write
 from qat_vsam.export.onnx_graph import build_onnx
 from qat_vsam.export.packed import to_packed
 from qat_vsam.export.proof import Proof, generate_inputs
+from qat_vsam.export.qonnx import build_qonnx
 from qat_vsam.export.runtime import (
     DISABLED_OPTIMIZERS,
     DISABLED_OPTIMIZERS_KEY,
@@ -36,16 +38,18 @@ from qat_vsam.export.runtime import (
     OnnxRuntime,
 )
 from qat_vsam.quant import list_targets, quant_layers
+from qat_vsam.quant.backends.brevitas import is_brevitas
 
-FORMATS = ("onnx", "packed")
+FORMATS = ("onnx", "packed", "qonnx")
 MINIMUM_INPUTS = 1000
 _DEFAULTS_COMPARED = 50
+_QONNX_BATCH = 50
 
 
 def export(
     model: nn.Module,
     path: str | Path,
-    format: Literal["onnx", "packed"] = "onnx",
+    format: Literal["onnx", "packed", "qonnx"] = "onnx",
     *,
     sample: Tensor,
     builder: Mapping[str, Any] | None = None,
@@ -61,7 +65,8 @@ def export(
         model: prepared and calibrated, or float; one tensor in, one out. It is copied to the CPU and put in
             evaluation mode there; the model itself is not touched.
         path: file to write; a `.onnx` or `.safetensors` ending tells people what it is.
-        format: "onnx" (QuantizeLinear / DequantizeLinear graph) or "packed" (integer codes, true size).
+        format: "onnx" (QuantizeLinear / DequantizeLinear graph), "packed" (integer codes, true size) or "qonnx"
+            (Quant nodes, for FPGA compilers, by brevitas' exporter; the only one for a model of brevitas' layers).
         sample: a batch of real inputs, shape (N, ...), floating point or integers.
         builder: {"name": ..., "options": {...}}, from which a packed file can rebuild its model; None takes
             `model.builder`. Without one, `verify` and `load_packed` need the architecture as `model=`.
@@ -92,6 +97,8 @@ def export(
         if value not in choices:
             advice = did_you_mean(str(value), choices)
             raise InputError(explain(key, repr(value), "one of " + ", ".join(choices), advice))
+    if format != "qonnx" and is_brevitas(model):
+        raise InputError(explain("format", repr(format), "'qonnx' for brevitas' layers", "pass format='qonnx'"))
     path = Path(path)
     inputs, generated = _check_inputs(sample, check_inputs, minimum_inputs)
     reference = copy.deepcopy(model).cpu().eval()
@@ -138,6 +145,10 @@ def _write_candidates(
     if format == "packed":
         write(place, to_packed(model, builder))
         yield load_packed_artifact(place, model)
+        return
+    if format == "qonnx":
+        write(place, build_qonnx(model, inputs[:_QONNX_BATCH]))
+        yield load_qonnx_artifact(place)
         return
     graph = build_onnx(model, inputs[:2])
     # that optimizer works where both sides of a product are integers

@@ -52,7 +52,7 @@ class Proof:
     """The figures of one comparison.
 
     Attributes:
-        format: "onnx" or "packed".
+        format: "onnx", "packed" or "qonnx".
         runtime, runtime_version: what computed the artifact's side.
         inputs: how many inputs were compared.
         generated_inputs: how many of these were made from the given ones, see `generate_inputs`.

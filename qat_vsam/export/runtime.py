@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from qat_vsam.errors import CheckpointError, InputError, explain
 from qat_vsam.export.files import read_bytes
 from qat_vsam.export.packed import load_packed
+from qat_vsam.export.qonnx import QonnxRuntime, is_qonnx
+from qat_vsam.export.runtime_base import Runtime
 
 # This optimizer rounds a float bias to the grid s_x s_w of the accumulator, which training has not seen.
 DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
@@ -24,26 +25,6 @@ DISABLED_OPTIMIZERS_KEY = "qat_vsam.disabled_optimizers"
 # which overflow for large weights. Elsewhere it changes nothing.
 SESSION_CONFIG = {"session.x64quantprecision": "1"}
 _BATCH = 64
-
-
-class Runtime(ABC):
-    """Callable: a batch of inputs (N, ...) to logits (N, ...), float32 on the CPU.
-
-    Attributes:
-        format: "onnx" or "packed".
-        name: of the library that computes.
-        version: of that library.
-        disabled_optimizers: graph optimizers of that library that are switched off.
-    """
-
-    format: str
-    name: str
-    version: str
-    disabled_optimizers: tuple[str, ...] = ()
-
-    @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits of one batch."""
 
 
 class OnnxRuntime(Runtime):
@@ -136,10 +117,10 @@ def load_runtime(
     model: nn.Module | None = None,
     trust_builder: bool = False,
 ) -> Runtime:
-    """Load an artifact of either format; which one, its content tells.
+    """Load an artifact of any format; which one, its content tells.
 
     Args:
-        path: an ONNX or packed file.
+        path: an ONNX, QONNX or packed file.
         threads: of one operator; None takes the library's default.
         model, trust_builder: for packed files, see `load_packed`.
 
@@ -163,6 +144,8 @@ def load_runtime(
     # a safetensors file is the length of its header, 8 bytes, and the header, a JSON object
     if path.suffix == ".safetensors" or data[8:9] == b"{":
         return PackedRuntime(load_packed(path, model, trust_builder=trust_builder), threads)
+    if is_qonnx(data):
+        return QonnxRuntime(data, str(path))
     return OnnxRuntime(data, threads, disabled_optimizers_of(data, str(path)), str(path))
 
 

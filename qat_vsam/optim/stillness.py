@@ -21,6 +21,8 @@ def standing_still(model: nn.Module | None) -> Iterator[None]:
       activation poison the running mean. Any switch in the module would make `torch.compile` build the network
       once more.)
     - Modules with a Python attribute `updates_state` have it False within the context.
+    - Modules of brevitas that collect statistics in train mode, known by their `counter`, are in evaluation mode
+      within the context.
 
     Both also when the forward pass raises. Without a model nothing is done.
 
@@ -39,18 +41,27 @@ def standing_still(model: nn.Module | None) -> Iterator[None]:
         for buffer in module.buffers(recurse=False)
     ]
     switched = [module for module in modules if getattr(module, "updates_state", False) is True]
+    collecting = [module for module in modules if module.training and _collects(module)]
     kept = [torch.empty_like(buffer) for buffer in statistics]
     with torch.no_grad():
         copy_into(kept, statistics)
     try:
         for module in switched:
             module.updates_state = False  # type: ignore[assignment]
+        for module in collecting:
+            module.training = False
         yield
     finally:
         for module in switched:
             module.updates_state = True  # type: ignore[assignment]
+        for module in collecting:
+            module.training = True
         with torch.no_grad():
             copy_into(statistics, kept)
+
+
+def _collects(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("brevitas.core.") and hasattr(module, "counter")
 
 
 class RandomState:

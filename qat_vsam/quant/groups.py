@@ -9,6 +9,8 @@ from torch import nn
 from qat_vsam.quant.quantizers import Quantizer
 
 ROLES = ("weight", "step_size", "norm", "bias")
+# Where other libraries have the modules whose parameters are scales; by name, so that neither is imported.
+_OTHERS = ("brevitas.core.", "torchao.quantization.qat.fake_quantizer")
 
 
 def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -18,7 +20,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, 
     role        parameters                                            weight decay
     ==========  ====================================================  ============
     weight      everything below does not name                        as given
-    step_size   those of quantizers                                   0
+    step_size   those of quantizers, brevitas' and torchao's too      0
     norm        scales: any other of at most one axis                 0
     bias        of at most one axis and named "bias"                  0
     ==========  ====================================================  ============
@@ -54,7 +56,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, 
 
 
 def _role(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
-    if isinstance(module, Quantizer):
+    if isinstance(module, Quantizer) or any(kind.__module__.startswith(_OTHERS) for kind in type(module).__mro__):
         return "step_size"
     if parameter.dim() > 1 and not is_norm(module):
         return "weight"

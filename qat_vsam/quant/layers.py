@@ -83,10 +83,10 @@ class QuantLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer again, with the same Parameter objects; weights as they are, not on the grid."""
         layer = take_over(self, self._float_class)
-        for name in ("weight_quantizer", "input_quantizer"):
-            del layer._modules[name]
-        for name in ("input_is_quantized", "weight_offset"):
-            del layer.__dict__[name]
+        for name in ("weight_quantizer", "input_quantizer", "input_is_quantized", "weight_offset"):
+            # an input quantizer that is None is a plain attribute
+            layer._modules.pop(name, None)
+            layer.__dict__.pop(name, None)
         return layer
 
     def initialise_weight_quantizer(self, method: StepSizeMethod = "mse") -> None:

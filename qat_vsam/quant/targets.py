@@ -147,6 +147,8 @@ TARGETS: dict[str, Target] = {
                 (TensorRule((1,), (True,), granularities=_SCALES), _BIPOLAR),
             )
         ),
+        export="qonnx",
+        proof="qonnx",
     ),
 }
 

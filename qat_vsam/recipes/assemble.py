@@ -21,6 +21,7 @@ from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.optim import FAMILY, SharpnessAware
 from qat_vsam.quant import LayerRule, QuantSpec, calibrate, param_groups, prepare, set_compiled
+from qat_vsam.quant.backends.brevitas import check_brevitas, to_brevitas
 
 EVALUATION_BATCH = 500
 MOST_BYTES_ON_DEVICE = 2**31
@@ -51,6 +52,7 @@ def check_names(recipe: Recipe) -> None:
     """
     model_info(recipe.model.name)
     quant_spec(recipe)
+    _check_backend(recipe)
     _check_optimizer_options(recipe.optimizer)
     _check_device(recipe.device)
 
@@ -123,6 +125,13 @@ def quantize_model(recipe: Recipe, model: nn.Module, images: Batches) -> str:
     calibrate(model, images, max_batches=min(wanted, len(images)))
     set_compiled(model, recipe.train.compile_quantizers)
     return str(summary)
+
+
+def use_backend(recipe: Recipe, model: nn.Module) -> None:
+    """Replace the layers of a prepared and calibrated model, in place, by those of the recipe's backend."""
+    if recipe.quant is not None and recipe.quant.backend == "brevitas":
+        to_brevitas(model)
+        model.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -227,6 +236,19 @@ def evaluations_per_step(recipe: Recipe, steps_per_epoch: int) -> tuple[float, f
         prepare(stand_in, QuantSpec(spec.weight, spec.activation))
     optimizer = build_optimizer(recipe, stand_in, steps_per_epoch)
     return optimizer.declared_cost() if isinstance(optimizer, SharpnessAware) else (1.0, 1.0)
+
+
+def _check_backend(recipe: Recipe) -> None:
+    spec = quant_spec(recipe)
+    if spec is None or recipe.quant is None or recipe.quant.backend == "own":
+        return
+    check_brevitas(spec)
+    if other := [kind for kind in recipe.export if kind != "qonnx"]:
+        advice = "write export: [qonnx], or quant.backend: own"
+        raise ConfigError(explain("export", other, "qonnx alone with quant.backend brevitas", advice))
+    if recipe.train.compile_quantizers:
+        advice = "leave it out, or use quant.backend: own"
+        raise ConfigError(explain("train.compile_quantizers", True, "false with quant.backend brevitas", advice))
 
 
 def _check_device(name: str) -> None:

@@ -26,7 +26,7 @@ from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
 from qat_vsam.train import FitResult, RunFolder, describe_environment, fit, write_atomic
 
-EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors"}
+EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors", "qonnx": "model.qonnx"}
 PROOF_INPUTS = 1000
 LATENCY_BATCH = 32
 WEIGHTS = "weights.pt"
@@ -96,6 +96,8 @@ def run_recipe(
             write_atomic(run.path / "layers.txt", (summary + "\n").encode())
             calibrated = before.measure("calibrated", model, loaders.test)
             listener.say(f"{recipe.quant.bits} test accuracy after calibration: {calibrated:.2%}")
+        quantized_size = model_size(model, sample[:1])
+        assemble.use_backend(recipe, model)
         trained = train_model(recipe, model, loaders, run, listener)
         test = accuracy(model, loaders.test, device=recipe.device)
         validation = None if trained is None else trained.validation_accuracy
@@ -112,7 +114,7 @@ def run_recipe(
             "accuracy": {"test": test.value, "validation": validation, **before.values()},
             "cost": _cost(trained),
             "stopped": trained is not None and trained.stopped,
-            "size": _sizes(float_size, model_size(model, sample[:1])),
+            "size": _sizes(float_size, quantized_size),
             "exports": exports,
         }
         run.write_result(result)
@@ -156,6 +158,7 @@ def load_run(folder: Path, *, root: Path | None = None) -> tuple[Recipe, nn.Modu
     model = assemble.float_model(untrained, None)
     if recipe.quant is not None:
         assemble.quantize_model(recipe, model, loaders.calibration)
+        assemble.use_backend(recipe, model)
     load_checkpoint(model, folder / WEIGHTS)
     return recipe, model.eval(), loaders
 

@@ -13,12 +13,12 @@ from qat_vsam.evaluate import (
     NativeQuantizer,
     StepWorkload,
     step_workloads,
-    use_brevitas_layers,
     use_native_operator,
 )
 from qat_vsam.models import build_model
 from qat_vsam.optim import SAM
 from qat_vsam.quant import QuantSpec, calibrate, prepare, quant_layers
+from qat_vsam.quant.backends.brevitas import to_brevitas
 
 needs_brevitas = pytest.mark.skipif(importlib.util.find_spec("brevitas") is None, reason="brevitas is not installed")
 
@@ -93,7 +93,7 @@ def test_the_native_operator_has_our_gradients_away_from_the_borders(kind: str) 
 def test_brevitas_layers_have_our_policy_weights_layout_and_learned_scales() -> None:
     ours, x = _prepared()
     policy = dict(quant_layers(copy.deepcopy(ours)))
-    model = use_brevitas_layers(ours, x)
+    model = to_brevitas(ours)
     assert not list(quant_layers(model))
     model.to(memory_format=torch.channels_last)
     model(x).square().sum().backward()
