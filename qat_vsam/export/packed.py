@@ -29,7 +29,7 @@ from qat_vsam.errors import CheckpointError, InputError, QatVsamError, explain
 from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
 from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_model, row_shape
-from qat_vsam.models import build_model
+from qat_vsam.models import build_model, is_trusted
 from qat_vsam.quant.attention import call_projections
 from qat_vsam.quant.prepare import LAYERS
 from qat_vsam.quant.replace import replace_modules
@@ -228,12 +228,12 @@ def _build(path: Path, builder: Any, trust: bool) -> nn.Module:
             )
         )
     name, options = builder["name"], builder["options"]
-    if ":" in name and not name.startswith("torchvision:") and not trust:
+    if not is_trusted(name) and not trust:
         raise InputError(
             explain(
                 f"{path}: builder",
                 f"the function {name}",
-                "a model of this package or of torchvision",
+                "a model of this package, torchvision, timm or transformers",
                 "pass model=, or trust_builder=True if the file is your own",
             )
         )
