@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Nois
             if layer.weight_quantizer.enabled:
                 # the values of the codes as they are, so that none changes with the precision
                 codes, scale = layer.row_codes().double(), layer.weight_quantizer.scale().double()
-                layer.weight.data = layer.from_rows(codes * along_axis_0(scale, codes))
+                values = codes * along_axis_0(scale, codes)
+                layer.weight_quantizer.register_forward_hook(_always(values))
                 layer.weight_quantizer.enabled = False
         try:
             model = exact.double()
@@ -102,6 +103,10 @@ def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Nois
     comparison.add_logits(logits, answers)
     figures = comparison.figures()
     return Noise(figures["mean_logit_difference"], figures["max_logit_difference"])
+
+
+def _always(value: Tensor) -> Callable[..., Tensor]:
+    return lambda *_: value
 
 
 def _same_weights(codes: Tensor, name: str, stored: Mapping[str, list[Tensor]]) -> bool:

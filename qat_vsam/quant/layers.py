@@ -73,16 +73,20 @@ class QuantLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer again, with the same Parameter objects; weights as they are, not on the grid."""
         layer = take_over(self, self._float_class)
-        for name in ("weight_quantizer", "input_quantizer"):
-            del layer._modules[name]
-        del layer.__dict__["weight_offset"]
+        for name in ("weight_quantizer", "input_quantizer", "weight_offset"):
+            layer._modules.pop(name, None)
+            layer.__dict__.pop(name, None)  # where it is None
         return layer
 
     def initialise_weight_quantizer(self, method: StepSizeMethod = "mse") -> None:
         """Set the weight's step sizes from the weight as it is now."""
         statistics = TensorStatistics(per_channel=self.weight_quantizer.granularity == "per_channel")
-        statistics.update(self.rows(self.weight))
+        statistics.update(self.rows(self.float_weight()).detach())
         self.weight_quantizer.initialise(statistics, method)
+
+    def float_weight(self) -> Tensor:
+        """What the weight quantizer reads: the weight, or what a subclass makes of it."""
+        return self.weight
 
     def rows(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape with the output channels along axis 0."""
@@ -94,7 +98,7 @@ class QuantLayer(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid, without the offset; carries a graph."""
-        return self.from_rows(self.weight_quantizer(self.rows(self.weight)))
+        return self.from_rows(self.weight_quantizer(self.rows(self.float_weight())))
 
     def weight_codes(self) -> Tensor:
         """The integer codes of the weight, in the weight's shape."""
@@ -102,7 +106,7 @@ class QuantLayer(nn.Module):
 
     def row_codes(self) -> Tensor:
         """The integer codes of the weight, output channels along axis 0."""
-        return self.weight_quantizer.codes(self.rows(self.weight))
+        return self.weight_quantizer.codes(self.rows(self.float_weight()))
 
     def weight_step_size(self) -> Tensor:
         """The weight quantizer's step size, in a shape that goes with the weight's; carries a graph."""
