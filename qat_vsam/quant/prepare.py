@@ -43,12 +43,15 @@ QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {
 }
 LAYERS = tuple(QUANTIZED_TWIN)
 
-# These read the weights of their children without calling them, so a quantized child would go unused. By name, so that
-# nobody's package is imported.
-READS_CHILDREN = {
-    "torch.nn.modules.activation.MultiheadAttention",
-    "torch.nn.modules.transformer.TransformerEncoderLayer",
-    "torchvision.models.swin_transformer.ShiftedWindowAttention",
+# These read the weights of their children without calling them, so a quantized child would go unused: of all linear
+# ones, or of those named. By name, so that nobody's package is imported.
+READS_CHILDREN: dict[str, tuple[str, ...]] = {
+    "torch.nn.modules.activation.MultiheadAttention": (),
+    "torch.nn.modules.transformer.TransformerEncoderLayer": (),
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": (),
+    "timm.models.beit.Attention": ("qkv",),
+    "timm.models.eva.EvaAttention": ("qkv",),
+    "timm.models.swin_transformer_v2.WindowAttention": ("qkv",),
 }
 
 
@@ -120,7 +123,7 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
 
 def _twin(module: nn.Module) -> type[QuantLayer]:
     kind = type(module)
-    return QUANTIZED_TWIN.get(kind) or quantized_subclass(kind)
+    return QUANTIZED_TWIN[kind] if kind in QUANTIZED_TWIN else quantized_subclass(kind)
 
 
 def _check(model: nn.Module) -> None:
@@ -200,13 +203,16 @@ def _unsupported(module: nn.Module) -> str:
 def _read_by_parent(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        readers = [kind.__name__ for kind in type(module).__mro__ if _path(kind) in READS_CHILDREN]
-        if not readers or isinstance(module, CalledAttention):
+        readers = [kind for kind in type(module).__mro__ if _path(kind) in READS_CHILDREN]
+        # those of timm call it where it has no biases, or adds them behind it
+        calls = getattr(module, "q_bias", "") is None or getattr(module, "qkv_bias_separate", False)
+        if not readers or calls or isinstance(module, CalledAttention):
             continue
+        names = READS_CHILDREN[_path(readers[0])]
         prefix = f"{name}." if name else ""
         for child, layer in module.named_children():
-            if isinstance(layer, nn.Linear):
-                found[prefix + child] = f"{readers[0]} reads its weights without calling it"
+            if isinstance(layer, nn.Linear) and (not names or child in names):
+                found[prefix + child] = f"{readers[0].__name__} reads its weights without calling it"
     return found
 
 

@@ -10,7 +10,6 @@ So a standardised weight lies on the grid after it was standardised. With quanti
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ SUBCLASSED: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv3d: F.conv3d,
     nn.Linear: F.linear,
 }
+_MADE: dict[type[nn.Module], type[QuantSubclass]] = {}
 
 
 class AtCall(TorchFunctionMode):
@@ -72,8 +72,7 @@ class QuantSubclass(QuantLayer):
         return _blank, (self._float_class,), self.__dict__
 
 
-@functools.cache
-def quantized_subclass(kind: Any) -> type[QuantSubclass]:
+def quantized_subclass(kind: type[nn.Module]) -> type[QuantSubclass]:
     """The quantized class of a subclass of one of `SUBCLASSED`.
 
     Example:
@@ -86,7 +85,10 @@ def quantized_subclass(kind: Any) -> type[QuantSubclass]:
         >>> type(model[0]).__name__, isinstance(model[0], Same)
         ('QuantSame', True)
     """
-    return type(f"Quant{kind.__name__}", (QuantSubclass, kind), {"_float_class": kind, "__module__": __name__})
+    if kind not in _MADE:
+        names = {"_float_class": kind, "__module__": __name__}
+        _MADE[kind] = type(f"Quant{kind.__name__}", (QuantSubclass, kind), names)
+    return _MADE[kind]
 
 
 def is_subclass(module: nn.Module) -> bool:
