@@ -26,7 +26,7 @@ from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
 from qat_vsam.quant.functional import quantize, sign_codes
 from qat_vsam.quant.layers import CONV_TRANSPOSE
 from qat_vsam.quant.replace import replace_modules
-from qat_vsam.quant.subclass import AtCall, QuantSubclass, is_subclass
+from qat_vsam.quant.subclass import AtCall, QuantSubclass, is_subclass, operation_of
 
 _FLOAT32_EXACT = 2**24
 
@@ -93,6 +93,11 @@ class IntegerLayer(nn.Module, ABC):
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("activation_scale", activation_scale)
         self.register_buffer("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The codes, for who reads a layer's weight; see `readers.py`."""
+        return self.weight_codes
 
     @abstractmethod
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -228,7 +233,7 @@ class IntegerSubclass(IntegerLayer):
             return y
 
         layer = self.__dict__["_layer"]
-        with AtCall(layer, on_codes):
+        with AtCall(operation_of(layer), on_codes):
             y: Tensor = layer.forward(x)
         return y
 

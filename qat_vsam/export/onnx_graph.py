@@ -76,6 +76,11 @@ class _TracedLayer(nn.Module):
         self.grid = layer.activation_grid
         self.has_bias = layer.bias is not None
 
+    @property
+    def weight(self) -> Tensor:
+        """As `IntegerLayer.weight`."""
+        return self.weight_codes
+
     def forward(self, x: Tensor) -> Tensor:
         if self.grid is not None:
             x = torch.ops.qat_vsam.fake_quantize(

@@ -32,6 +32,7 @@ from qat_vsam.export.integer import Grid, IntegerLayer, integer_layer, integer_m
 from qat_vsam.models import build_model, is_trusted
 from qat_vsam.quant.attention import call_projections
 from qat_vsam.quant.prepare import LAYERS
+from qat_vsam.quant.readers import call_children
 from qat_vsam.quant.replace import replace_modules
 
 FORMAT = "qat_vsam.packed"
@@ -166,6 +167,7 @@ def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_build
 
 def _fill(path: Path, built: nn.Module, layers: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """Put integer layers in place and load everything else."""
+    call_children(built)
     if not set(layers) <= {name for name, _ in built.named_modules()}:
         call_projections(built)  # those of an attention are layers only in a prepared model
     modules = dict(built.named_modules())

@@ -24,6 +24,7 @@ from qat_vsam.quant.layers import (
 )
 from qat_vsam.quant.modes import evaluating, inputs_of
 from qat_vsam.quant.quantizers import Quantizer
+from qat_vsam.quant.readers import call_children
 from qat_vsam.quant.replace import replace_modules
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
@@ -43,15 +44,11 @@ QUANTIZED_TWIN: dict[type[nn.Module], type[QuantLayer]] = {
 }
 LAYERS = tuple(QUANTIZED_TWIN)
 
-# These read the weights of their children without calling them, so a quantized child would go unused: of all linear
-# ones, or of those named. By name, so that nobody's package is imported.
-READS_CHILDREN: dict[str, tuple[str, ...]] = {
-    "torch.nn.modules.activation.MultiheadAttention": (),
-    "torch.nn.modules.transformer.TransformerEncoderLayer": (),
-    "torchvision.models.swin_transformer.ShiftedWindowAttention": (),
-    "timm.models.beit.Attention": ("qkv",),
-    "timm.models.eva.EvaAttention": ("qkv",),
-    "timm.models.swin_transformer_v2.WindowAttention": ("qkv",),
+# These read the weights of their children without calling them, so a quantized child would go unused. By name, so that
+# nobody's package is imported.
+READS_CHILDREN = {
+    "torch.nn.modules.activation.MultiheadAttention",
+    "torch.nn.modules.transformer.TransformerEncoderLayer",
 }
 
 
@@ -92,7 +89,7 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         5      Linear       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
     """
     _check(model)
-    made = call_projections(model)
+    made = call_projections(model) | call_children(model)
     try:
         return _prepare(model, spec, sample)
     except BaseException:
@@ -203,16 +200,13 @@ def _unsupported(module: nn.Module) -> str:
 def _read_by_parent(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        readers = [kind for kind in type(module).__mro__ if _path(kind) in READS_CHILDREN]
-        # those of timm call it where it has no biases, or adds them behind it
-        calls = getattr(module, "q_bias", "") is None or getattr(module, "qkv_bias_separate", False)
-        if not readers or calls or isinstance(module, CalledAttention):
+        readers = [kind.__name__ for kind in type(module).__mro__ if _path(kind) in READS_CHILDREN]
+        if not readers or isinstance(module, CalledAttention):
             continue
-        names = READS_CHILDREN[_path(readers[0])]
         prefix = f"{name}." if name else ""
         for child, layer in module.named_children():
-            if isinstance(layer, nn.Linear) and (not names or child in names):
-                found[prefix + child] = f"{readers[0].__name__} reads its weights without calling it"
+            if isinstance(layer, nn.Linear):
+                found[prefix + child] = f"{readers[0]} reads its weights without calling it"
     return found
 
 

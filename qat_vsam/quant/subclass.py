@@ -30,11 +30,11 @@ _MADE: dict[type[nn.Module], type[QuantSubclass]] = {}
 
 
 class AtCall(TorchFunctionMode):
-    """Within it, calls of the operation that a layer is named for are answered by `call(operation, x, weight, ...)`."""
+    """Within it, calls of an operation such as `F.conv2d` are answered by `call(operation, x, weight, ...)`."""
 
-    def __init__(self, layer: nn.Module, call: Callable[..., Tensor]) -> None:
+    def __init__(self, operation: Callable[..., Tensor], call: Callable[..., Tensor]) -> None:
         super().__init__()
-        self._operation = operation_of(layer)
+        self._operation = operation
         self._call = call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,7 +53,7 @@ class QuantSubclass(QuantLayer):
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """As the float layer's."""
-        with AtCall(self, self._on_quantized):
+        with AtCall(operation_of(self), self._on_quantized):
             return super().forward(self._used_input(x), *args, **options)
 
     def _on_quantized(
@@ -133,7 +133,7 @@ def _calls(module: nn.Module, forward: Callable[..., Any]) -> list[tuple[Tensor,
         results.append(operation(x, weight, *rest, **named))
         return results[-1]
 
-    with AtCall(module, note):
+    with AtCall(operation_of(module), note):
         y = forward(x)
     return [(weight, result is y) for weight, result in zip(weights, results, strict=True)]
 

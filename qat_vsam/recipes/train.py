@@ -210,7 +210,8 @@ def train_model(
 ) -> FitResult | None:
     """Train the model as the recipe says, or go on with the training that `run` holds; None for 0 epochs.
 
-    With a teacher the labels are not looked at: the model learns to answer as it does.
+    With a teacher the labels are not looked at: the model learns to answer as it does, in evaluation mode, so that
+    images of another kind than those of the pretraining leave its batch norms alone.
 
     Raises:
         As `qat_vsam.train.fit`.
@@ -235,6 +236,7 @@ def train_model(
             device=recipe.device,
             amp=recipe.amp,
             ema=recipe.train.ema,
+            training_mode=teacher is None,
             log_every=recipe.train.log_every,
             checkpoint_every_steps=recipe.train.checkpoint_every,
             on_event=listener.progress,
