@@ -261,7 +261,7 @@ def _rows(model: nn.Module, floats: dict[str, nn.Module], reasons: dict[str, str
     first_reader: dict[Quantizer, str] = {}
     rows = []
     for name, module in floats.items():
-        kind = type(module).__name__
+        kind = getattr(module, "_reader", type(module)).__name__
         if reasons[name]:
             rows.append(SummaryRow(name, kind, skipped=reasons[name]))
             continue
