@@ -17,7 +17,11 @@ ATTENTION = ("features.1.0.attn.qkv", "features.1.0.attn.proj")
 def small_swin(version=1):
     torch.manual_seed(0)
     blocks = {1: {}, 2: {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}}[version]
-    return swin.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [2, 2], num_classes=5, dropout=0.2, **blocks).eval()
+    model = swin.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [2, 2], num_classes=5, dropout=0.2, **blocks).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # they begin at zero, which would hide what becomes of them
+            nn.init.normal_(parameter)
+    return model
 
 
 def prepared(version=1, bits="w4a8", **options):
