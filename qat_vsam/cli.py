@@ -128,6 +128,7 @@ def quantize(
     bits: Annotated[str, typer.Option(help="w8a8, w4a8, w4a4, ...; w4 quantizes weights only")] = "w8a8",
     checkpoint: Annotated[str | None, typer.Option(help="pretrained weights")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="of fine-tuning; 0 calibrates only")] = 0,
+    distill: Annotated[str | None, typer.Option(help="kl or mse: learn the float net's answers, not labels")] = None,
     target: Annotated[str, typer.Option(help="simulated, onnxruntime, litert, ...; see `qat-vsam ls`")] = "simulated",
     keep: Annotated[list[str] | None, typer.Option(help="layers that stay in float (repeatable)")] = None,
     overrides: Overrides = None,
@@ -149,6 +150,7 @@ def quantize(
         data=name,
         bits=bits,
         epochs=epochs,
+        distill=distill,
         target=target,
         keep=list(keep or []),
         seed=seed,
@@ -162,6 +164,22 @@ def quantize(
         run_quantize(recipe, folder, data_root=root, listener=listener)
     typer.echo(f"layers: {folder / 'layers.txt'}")
     typer.echo(f"result: {folder / 'result.json'}")
+
+
+@app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="a model of `qat-vsam ls`, or package.module:function")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", help="of the builder")] = None,
+    bits: Annotated[str, typer.Option(help="w8a8, w4a8, w4a4, ...")] = "w8a8",
+    keep: Annotated[list[str] | None, typer.Option(help="layers that stay in float (repeatable)")] = None,
+) -> None:
+    """List the layers of a model: how each would be quantized, or why it stays in float."""
+    from qat_vsam.config import parse_overrides
+    from qat_vsam.models import build_model
+    from qat_vsam.quant import QuantSpec, prepare
+
+    built = build_model(model, seed=0, **parse_overrides(options or []))
+    typer.echo(str(prepare(built, QuantSpec.preset(bits, keep=keep or []))))
 
 
 @app.command()

@@ -119,6 +119,7 @@ class TrainSection(Section):
     epochs: Annotated[int, Field(ge=0)] = 2
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    distill: Literal["kl", "mse"] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None

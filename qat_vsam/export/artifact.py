@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +98,8 @@ def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Nois
             if layer.weight_quantizer.enabled:
                 # the values of the codes as they are, so that none changes with the precision
                 quantizer, codes = layer.weight_quantizer, layer.row_codes()
-                values = dequantize(quantizer.sharing(codes), quantizer.scale().double())
-                layer.weight.data = layer.from_rows(values.reshape(codes.shape))
+                values = dequantize(quantizer.sharing(codes), quantizer.scale().double()).reshape(codes.shape)
+                quantizer.register_forward_hook(_always(values))
                 layer.weight_quantizer.enabled = False
         try:
             model = exact.double()
@@ -111,6 +111,10 @@ def rounding_noise(reference: nn.Module, inputs: Tensor, logits: Tensor) -> Nois
     comparison.add_logits(logits, answers)
     figures = comparison.figures()
     return Noise(figures["mean_logit_difference"], figures["max_logit_difference"])
+
+
+def _always(value: Tensor) -> Callable[..., Tensor]:
+    return lambda *_: value
 
 
 def _same_weights(codes: Tensor, name: str, stored: Mapping[str, list[Tensor]]) -> bool:

@@ -30,6 +30,7 @@ from qat_vsam.quant.borders import border_quantizers, borders, put_at
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes
 from qat_vsam.quant.layers import CONV_TRANSPOSE
 from qat_vsam.quant.replace import replace_modules
+from qat_vsam.quant.subclass import AtCall, QuantSubclass, is_subclass, operation_of
 
 _FLOAT32_EXACT = 2**24
 
@@ -129,6 +130,11 @@ class IntegerLayer(nn.Module, ABC):
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("activation_scale", activation_scale)
         self.register_buffer("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The codes, for who reads a layer's weight; see `readers.py`."""
+        return self.weight_codes
 
     @abstractmethod
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -261,8 +267,39 @@ class IntegerEmbedding(IntegerLayer):
         )
 
 
+class IntegerSubclass(IntegerLayer):
+    """`IntegerLayer` around the forward of a subclass, which must end in its convolution or linear map.
+
+    That forward runs on codes, and the weight it brings to its operation is left aside.
+    """
+
+    def __init__(self, geometry: nn.Module, *codes: Any) -> None:
+        super().__init__(*codes)
+        layer = geometry.to_float() if isinstance(geometry, QuantLayer) else copy.copy(geometry)
+        own = layer.get_parameter("weight")
+        layer._parameters = {**layer._parameters, "weight": nn.Parameter(own.new_zeros(()).expand(own.shape))}
+        # in no state_dict: nothing of its tensors is read
+        self.__dict__["_layer"] = layer.requires_grad_(False)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def on_codes(operation: Any, x: Tensor, _: Tensor, own_bias: Any = None, *rest: Any, **named: Any) -> Tensor:
+            named.pop("bias", None)
+            y: Tensor = operation(x, weight, bias, *rest, **named)
+            return y
+
+        layer = self.__dict__["_layer"]
+        with AtCall(operation_of(layer), on_codes):
+            y: Tensor = layer.forward(x)
+        return y
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (self.weight_codes.dim() - 2))
+
+
 def integer_layer(geometry: nn.Module, *codes: Any) -> IntegerLayer:
     """An `IntegerLayer` in the place of a layer: its stride, padding and so on, with the given codes."""
+    if isinstance(geometry, QuantSubclass) or (not isinstance(geometry, QuantLayer) and is_subclass(geometry)):
+        return IntegerSubclass(geometry, *codes)
     if isinstance(geometry, nn.modules.conv._ConvTransposeNd):
         return IntegerConvTranspose(geometry, *codes)
     if isinstance(geometry, nn.modules.conv._ConvNd):

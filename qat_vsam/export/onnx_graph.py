@@ -87,6 +87,11 @@ class _TracedLayer(nn.Module):
     def _own_axes(layer: IntegerLayer) -> list[int]:
         return list(layer.weight_codes.shape[1:]) if layer.weight_scale.dim() == 1 else [-1]
 
+    @property
+    def weight(self) -> Tensor:
+        """As `IntegerLayer.weight`."""
+        return self.weight_codes
+
     def forward(self, x: Tensor) -> Tensor:
         if self.grid is not None:
             grid = self.grid

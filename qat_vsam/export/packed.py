@@ -31,10 +31,11 @@ from qat_vsam.errors import CheckpointError, InputError, QatVsamError, explain
 from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
 from qat_vsam.export.integer import Grid, IntegerLayer, IntegerTensor, integer_layer, integer_model, row_shape
-from qat_vsam.models import build_model
+from qat_vsam.models import build_model, is_trusted
 from qat_vsam.quant.attention import call_projections
 from qat_vsam.quant.borders import Border, borders, put_at
 from qat_vsam.quant.prepare import LAYERS
+from qat_vsam.quant.readers import call_children
 from qat_vsam.quant.replace import replace_modules
 
 FORMAT = "qat_vsam.packed"
@@ -177,6 +178,7 @@ def load_packed(path: str | Path, model: nn.Module | None = None, *, trust_build
 def _fill(path: Path, built: nn.Module, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """Put integer layers and tensors in place and load everything else."""
     layers = content["layers"]
+    call_children(built)
     if not set(layers) <= {name for name, _ in built.named_modules()}:
         call_projections(built)  # those of an attention are layers only in a prepared model
     modules = dict(built.named_modules())
@@ -246,12 +248,12 @@ def _build(path: Path, builder: Any, trust: bool) -> nn.Module:
             )
         )
     name, options = builder["name"], builder["options"]
-    if ":" in name and not name.startswith("torchvision:") and not trust:
+    if not is_trusted(name) and not trust:
         raise InputError(
             explain(
                 f"{path}: builder",
                 f"the function {name}",
-                "a model of this package or of torchvision",
+                "a model of this package, torchvision, timm or transformers",
                 "pass model=, or trust_builder=True if the file is your own",
             )
         )

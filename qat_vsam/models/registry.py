@@ -1,10 +1,10 @@
-"""Models by name: `digits_cnn`, `small_cnn`, `cifar_resnet20`, `torchvision:NAME`, `package.module:function`."""
+"""Models by name: our own, those of torchvision, timm and transformers, and `package.module:function`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,11 @@ from torch import nn
 from qat_vsam.errors import InputError, did_you_mean, explain
 from qat_vsam.models.checkpoint import load_checkpoint
 from qat_vsam.models.cifar_resnet import CifarResNet
+from qat_vsam.models.model_info import IMAGENET_MEAN, IMAGENET_STD, ModelInfo
+from qat_vsam.models.model_zoos import find_timm, find_torchvision, timm_info, torchvision_info, torchvision_names
 from qat_vsam.models.small_cnn import SmallCNN
+from qat_vsam.models.transformer import find_transformer, transformer_info
 from qat_vsam.models.user_function import check_options, import_function, is_user_function
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a model expects of its input and where it comes from.
-
-    Attributes:
-        mean: subtracted from each channel of an image in [0, 1]; one number counts for all channels.
-        std: divides each channel afterwards; one number counts for all channels.
-        input_shape: (C, H, W) of one input, or None where the builder does not tell.
-        num_classes: number of logits, or None where the builder does not tell.
-        source: one line on the origin of the architecture.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_shape: tuple[int, int, int] | None
-    num_classes: int | None
-    source: str
-
 
 _DIGITS = ModelInfo((0.3,), (0.375,), (1, 8, 8), 10, "three convolutions for the bundled digits")
 _SMALL = ModelInfo(IMAGENET_MEAN, IMAGENET_STD, (3, 16, 16), 10, "five convolutions for images of 16 x 16")
@@ -51,16 +31,22 @@ _BUILDERS: dict[str, tuple[Callable[..., nn.Module], ModelInfo]] = {
     "small_cnn": (partial(SmallCNN, in_channels=3, stages=2), _SMALL),
     **{f"cifar_resnet{depth}": (partial(CifarResNet, depth), _CIFAR) for depth in (20, 32, 44, 56)},
 }
+# prefix -> the builder of a name behind it, and what that model expects
+_ZOOS: dict[str, tuple[Callable[[str], Callable[..., nn.Module]], Callable[[str], ModelInfo]]] = {
+    "torchvision": (find_torchvision, torchvision_info),
+    "timm": (find_timm, timm_info),
+    "hf": (find_transformer, transformer_info),
+}
 
 
 def list_models() -> list[str]:
-    """The names that `build_model` knows, and the two open forms.
+    """The names that `build_model` knows, and the open forms.
 
     Example:
         >>> "cifar_resnet20" in list_models()
         True
     """
-    return [*_BUILDERS, "torchvision:NAME", "package.module:function"]
+    return [*_BUILDERS, "torchvision:NAME", "timm:NAME", "hf:NAME_OR_FOLDER", "package.module:function"]
 
 
 def build_model(
@@ -71,8 +57,10 @@ def build_model(
     The model carries `builder = {"name": ..., "options": ...}`, from which an exported file can be rebuilt.
 
     Args:
-        name: one of `list_models()`. `torchvision:NAME` builds a classification model without pretrained
-            weights; `package.module:function` calls a function of yours, which returns the model.
+        name: one of `list_models()`. `torchvision:NAME` and `timm:NAME` build an image classifier without
+            pretrained weights; `hf:NAME_OR_FOLDER` a transformer, with the weights that lie in the folder or in the
+            library's cache, as a `TensorTransformer`; `package.module:function` calls a function of yours, which
+            returns the model.
         checkpoint: file for `load_checkpoint`; None keeps the random weights.
         seed: makes the random weights a pure function of it and leaves torch's generator untouched; None
             draws them from torch's generator.
@@ -80,6 +68,7 @@ def build_model(
 
     Raises:
         InputError: unknown name or option, or a function that cannot be imported or returns no module.
+        MissingDependencyError: timm or transformers is asked for and not installed.
         CheckpointError: the checkpoint is missing, unsafe, or belongs to another model.
 
     Example:
@@ -129,7 +118,7 @@ def model_info(name: str, **options: Any) -> ModelInfo:
     num_classes = options.get("num_classes")
     if name in _BUILDERS:
         info = _BUILDERS[name][1]
-        return ModelInfo(info.mean, info.std, info.input_shape, num_classes or info.num_classes, info.source)
+        return dataclasses.replace(info, num_classes=num_classes or info.num_classes)
     if is_user_function(name):
         return ModelInfo(
             mean=tuple(getattr(builder, "mean", (0.0,))),
@@ -138,42 +127,32 @@ def model_info(name: str, **options: Any) -> ModelInfo:
             num_classes=num_classes or getattr(builder, "num_classes", None),
             source=name,
         )
-    return ModelInfo(IMAGENET_MEAN, IMAGENET_STD, (3, 224, 224), num_classes or 1000, "torchvision.models")
+    prefix, _, rest = name.partition(":")
+    info = _ZOOS[prefix][1](rest)
+    return dataclasses.replace(info, num_classes=num_classes or info.num_classes)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether a name calls none but code of this package and of the zoos that it knows.
+
+    Example:
+        >>> is_trusted("timm:resnet18"), is_trusted("somebody.nets:resnet")
+        (True, False)
+    """
+    return ":" not in name or name.partition(":")[0] in _ZOOS
 
 
 def _find_builder(name: str) -> Callable[..., nn.Module]:
     if name in _BUILDERS:
         return _BUILDERS[name][0]
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in _ZOOS:
+        return _ZOOS[prefix][0](rest)
     if is_user_function(name):
         return import_function(name, key="model")
-    known = list_models()
-    prefix, _, torchvision_name = name.partition(":")
-    if prefix == "torchvision":
-        # a second of imports, which the other models should not pay for
-        import torchvision
-
-        # classification only: the builders of detection models download a backbone unless told otherwise
-        names = torchvision.models.list_models(module=torchvision.models)
-        if torchvision_name in names:
-            return partial(_build_torchvision, torchvision_name)
-        known = [f"torchvision:{each}" for each in names]
-    raise InputError(explain("model", repr(name), "a known model", did_you_mean(name, known)))
-
-
-def _build_torchvision(name: str, **options: Any) -> nn.Module:
-    import torchvision
-
-    for option in ("weights", "weights_backbone", "pretrained"):
-        if option in options:
-            raise InputError(
-                explain(
-                    f"model torchvision:{name}.{option}",
-                    repr(options[option]),
-                    "an architecture without weights, since nothing is downloaded here",
-                    "fetch the file yourself and give it as checkpoint",
-                )
-            )
-    return torchvision.models.get_model(name, weights=None, **options)
+    full = f"torchvision:{name}"
+    advice = f"did you mean {full}?" if full in torchvision_names() else did_you_mean(name, list_models())
+    raise InputError(explain("model", repr(name), "a known model", advice))
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from typing import Any
 
 from qat_vsam.errors import InputError, did_you_mean, explain
 
+# prefixes of names that belong to a library's models
+MODEL_ZOOS = ("torchvision", "timm", "hf")
+
 
 def is_user_function(name: str) -> bool:
     """Whether a name has the form `package.module:function`.
@@ -20,7 +23,7 @@ def is_user_function(name: str) -> bool:
         (True, False)
     """
     module, colon, function = name.partition(":")
-    return bool(colon and module and function) and module != "torchvision"
+    return bool(colon and module and function) and module not in MODEL_ZOOS
 
 
 def import_function(name: str, key: str) -> Callable[..., Any]:

@@ -91,7 +91,12 @@ class QuantLayer(nn.Module):
 
     def initialise_weight_quantizer(self, method: StepSizeMethod = "mse") -> None:
         """Set the weight's step sizes from the weight as it is now."""
-        self.weight_quantizer.initialise(self.weight_quantizer.statistics(self.rows(self.weight)), method)
+        rows = self.rows(self.float_weight()).detach()
+        self.weight_quantizer.initialise(self.weight_quantizer.statistics(rows), method)
+
+    def float_weight(self) -> Tensor:
+        """What the weight quantizer reads: the weight, or what a subclass makes of it."""
+        return self.weight
 
     def rows(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape with the output channels along axis 0."""
@@ -103,7 +108,7 @@ class QuantLayer(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid, without the offset; carries a graph."""
-        return self.from_rows(self.weight_quantizer(self.rows(self.weight)))
+        return self.from_rows(self.weight_quantizer(self.rows(self.float_weight())))
 
     def weight_codes(self) -> Tensor:
         """The integer codes of the weight, in the weight's shape."""
@@ -111,7 +116,7 @@ class QuantLayer(nn.Module):
 
     def row_codes(self) -> Tensor:
         """The integer codes of the weight, output channels along axis 0."""
-        return self.weight_quantizer.codes(self.rows(self.weight))
+        return self.weight_quantizer.codes(self.rows(self.float_weight()))
 
     def weight_step_size(self) -> Tensor:
         """The weight quantizer's step size, in a shape that goes with the weight's; carries a graph."""

@@ -25,9 +25,11 @@ from qat_vsam.quant.layers import (
 )
 from qat_vsam.quant.modes import inputs_of
 from qat_vsam.quant.quantizers import Quantizer
+from qat_vsam.quant.readers import call_children
 from qat_vsam.quant.replace import replace_modules
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
+from qat_vsam.quant.subclass import cannot_be_met, is_subclass, quantized_subclass
 from qat_vsam.quant.summary import OperationRow, Summary, SummaryRow
 from qat_vsam.quant.targets import fit_layers
 from qat_vsam.quant.tensor_spec import TensorSpec
@@ -50,13 +52,13 @@ LAYERS = tuple(QUANTIZED_TWIN)
 READS_CHILDREN = {
     "torch.nn.modules.activation.MultiheadAttention",
     "torch.nn.modules.transformer.TransformerEncoderLayer",
-    "torchvision.models.swin_transformer.ShiftedWindowAttention",
 }
 
 
 def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> Summary:
     """Replace convolutions, linear layers, attention projections and embeddings by their quantized twins, in place.
 
+    Subclasses of convolutions and linear layers keep their own forward, see `subclass.py`; it is run once, on zeros.
     Every layer of `QUANTIZED_TWIN` is replaced or listed with the reason why not; other modules with
     parameters are listed. The first and the last of them in module order get `spec.first_last_bits`, unless one
     of `spec.overrides` names them. Weight step sizes are set at once, those of the inputs by `calibrate`. With
@@ -90,7 +92,7 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         5      Linear       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
     """
     _check(model)
-    made = call_projections(model)
+    made = call_projections(model) | call_children(model)
     try:
         return _prepare(model, spec, sample)
     except BaseException:
@@ -133,8 +135,10 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
 
 
 def _twin(name: str, module: nn.Module, weight: TensorSpec, activation: TensorSpec | None) -> QuantLayer:
+    kind = type(module)
+    twin = QUANTIZED_TWIN[kind] if kind in QUANTIZED_TWIN else quantized_subclass(kind)
     try:
-        return QUANTIZED_TWIN[type(module)].from_float(module, weight, activation)
+        return twin.from_float(module, weight, activation)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 
@@ -143,10 +147,10 @@ def _check(model: nn.Module) -> None:
     if any(isinstance(module, Quantizer) for module in model.modules()):
         advice = "prepare a freshly built model, or load a state_dict into this one"
         raise ConfigError(explain("model", "a model with quantizers", "a float model", advice))
-    if type(model) in QUANTIZED_TWIN:
+    if isinstance(model, LAYERS):
         advice = "wrap it: nn.Sequential(layer)"
         raise ConfigError(explain("model", f"a single {type(model).__name__}", "a model with layers in it", advice))
-    if not any(type(module) in QUANTIZED_TWIN for module in model.modules()):
+    if not any(isinstance(module, LAYERS) for module in model.modules()):
         expected = "at least one of " + ", ".join(kind.__name__ for kind in LAYERS)
         raise ConfigError(explain("model", "no such layer", expected, "see the Quant layers for what can be quantized"))
 
@@ -184,12 +188,14 @@ def _reasons(model: nn.Module, spec: QuantSpec, edges: set[str], rules: dict[str
             reasons[name] = "normalisation" + f", frozen after {spec.freeze_after} steps" * frozen
         elif name in by_parent:
             reasons[name] = by_parent[name]
-        elif type(module) not in QUANTIZED_TWIN:
+        elif type(module) not in QUANTIZED_TWIN and not is_subclass(module):
             reasons[name] = _unsupported(module)
         elif "weight" not in module._parameters or isinstance(module.weight, nn.UninitializedParameter):
             reasons[name] = "its weight is no plain Parameter (weight_norm or a lazy module)"
         elif isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
             reasons[name] = "max_norm rewrites its table" if module.max_norm is not None else "its gradient is sparse"
+        elif is_subclass(module) and (reason := cannot_be_met(module)):
+            reasons[name] = reason
         elif name in rules:
             reasons[name] = "" if rules[name].weight is not None else f"override: {rules[name].layers}"
         elif name in kept:
@@ -284,7 +290,7 @@ def _rows(model: nn.Module, floats: dict[str, nn.Module], reasons: dict[str, str
     first_reader: dict[Quantizer, str] = {}
     rows = []
     for name, module in floats.items():
-        kind = type(module).__name__
+        kind = getattr(module, "_reader", type(module)).__name__
         if reasons[name]:
             rows.append(SummaryRow(name, kind, skipped=reasons[name]))
             continue

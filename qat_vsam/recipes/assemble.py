@@ -22,6 +22,7 @@ from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.optim import FAMILY, SharpnessAware
 from qat_vsam.quant import LayerRule, QuantSpec, calibrate, param_groups, prepare, set_compiled
 from qat_vsam.quant.backends.brevitas import check_brevitas, to_brevitas
+from qat_vsam.train import DISTILLATION_LOSSES
 
 EVALUATION_BATCH = 500
 MOST_BYTES_ON_DEVICE = 2**31
@@ -223,7 +224,9 @@ def build_lr_scheduler(recipe: Recipe, optimizer: Optimizer, total_steps: int) -
 
 
 def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean cross entropy over the rows."""
+    """Mean cross entropy over the rows, or the distance to the float net's answers."""
+    if recipe.train.distill is not None:
+        return DISTILLATION_LOSSES[recipe.train.distill]
     return nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
 
 

@@ -22,6 +22,7 @@ def quantize_recipe(
     data: str,
     bits: str,
     epochs: int = 0,
+    distill: str | None = None,
     target: str = "simulated",
     keep: list[str] | None = None,
     seed: int = 0,
@@ -39,6 +40,7 @@ def quantize_recipe(
         data: a dataset's name.
         bits: `w4a4` and the like; `w4` quantizes weights only.
         epochs: of fine-tuning; 0 calibrates only.
+        distill: "kl" or "mse" fine-tunes towards the float net's answers, and looks at no labels.
         target: the runtime whose rules shape the quantization.
         keep: layers that stay in float, names or `re:` patterns.
         seed: of order and augmentation.
@@ -66,7 +68,7 @@ def quantize_recipe(
             },
             "quant": {"bits": bits, "target": target, "keep": keep or []},
             "optimizer": FINE_TUNING,
-            "train": {"epochs": epochs},
+            "train": {"epochs": epochs, "distill": distill},
             "export": ["packed", "onnx"],
         }
     )

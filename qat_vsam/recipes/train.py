@@ -7,6 +7,7 @@ Each stage is repeatable, so a run that was stopped anywhere goes on from its ne
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
-from qat_vsam.train import FitResult, RunFolder, describe_environment, fit, write_atomic
+from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
 
 EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors", "qonnx": "model.qonnx"}
 PROOF_INPUTS = 1000
@@ -91,6 +92,7 @@ def run_recipe(
             listener.say(f"float32 test accuracy: {before.measure('float_before', model, loaders.test):.2%}")
         sample = next(iter(loaders.test))[0]
         float_size = model_size(model, sample[:1])
+        teacher = copy.deepcopy(model) if recipe.train.distill is not None else None
         if recipe.quant is not None:
             summary = assemble.quantize_model(recipe, model, loaders.calibration)
             write_atomic(run.path / "layers.txt", (summary + "\n").encode())
@@ -98,7 +100,7 @@ def run_recipe(
             listener.say(f"{recipe.quant.bits} test accuracy after calibration: {calibrated:.2%}")
         quantized_size = model_size(model, sample[:1])
         assemble.use_backend(recipe, model)
-        trained = train_model(recipe, model, loaders, run, listener)
+        trained = train_model(recipe, model, loaders, run, listener, teacher)
         test = accuracy(model, loaders.test, device=recipe.device)
         validation = None if trained is None else trained.validation_accuracy
         if validation is None:
@@ -202,9 +204,17 @@ def export_run(
 
 
 def train_model(
-    recipe: Recipe, model: nn.Module, loaders: assemble.Loaders, run: RunFolder, listener: Listener
+    recipe: Recipe,
+    model: nn.Module,
+    loaders: assemble.Loaders,
+    run: RunFolder,
+    listener: Listener,
+    teacher: nn.Module | None = None,
 ) -> FitResult | None:
     """Train the model as the recipe says, or go on with the training that `run` holds; None for 0 epochs.
+
+    With a teacher the labels are not looked at: the model learns to answer as it does, in evaluation mode, so that
+    images of another kind than those of the pretraining leave its batch norms alone.
 
     Raises:
         As `qat_vsam.train.fit`.
@@ -221,7 +231,7 @@ def train_model(
         return fit(
             model,
             optimizer,
-            loaders.train,
+            loaders.train if teacher is None else TeacherBatches(loaders.train, teacher),
             epochs=recipe.train.epochs,
             run=run,
             lr_scheduler=assemble.build_lr_scheduler(recipe, optimizer, total_steps),
@@ -231,6 +241,7 @@ def train_model(
             device=recipe.device,
             amp=recipe.amp,
             ema=recipe.train.ema,
+            training_mode=teacher is None,
             log_every=recipe.train.log_every,
             checkpoint_every_steps=recipe.train.checkpoint_every,
             on_event=listener.progress,

@@ -1,6 +1,7 @@
 """Training: the loop, the run folder, checkpoints and the cost ledger."""
 
 from qat_vsam.train.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
+from qat_vsam.train.distill import DISTILLATION_LOSSES, TeacherBatches, kl_divergence
 from qat_vsam.train.environment import describe_environment
 from qat_vsam.train.files import write_atomic
 from qat_vsam.train.ledger import CostLedger
@@ -10,6 +11,7 @@ from qat_vsam.train.run_folder import RunFolder, load_trained
 from qat_vsam.train.signals import Interrupted
 
 __all__ = [
+    "DISTILLATION_LOSSES",
     "CheckpointFolder",
     "CostLedger",
     "EpochBatches",
@@ -17,8 +19,10 @@ __all__ = [
     "Interrupted",
     "Progress",
     "RunFolder",
+    "TeacherBatches",
     "describe_environment",
     "fit",
+    "kl_divergence",
     "load_trained",
     "read_checkpoint",
     "training_step",

@@ -81,6 +81,7 @@ def fit(
     device: str | torch.device = "cpu",
     amp: str | None = None,
     ema: float | None = None,
+    training_mode: bool = True,
     log_every: int = 10,
     checkpoint_every_steps: int | None = None,
     on_event: Callable[[Progress], None] | None = None,
@@ -107,6 +108,8 @@ def fit(
         lr_scheduler: stepped after every optimizer step.
         loss: maps logits of shape (b, classes) and y to the mean loss, a scalar.
         validation: batches that the model is judged on, in float32 and apart from the training clock.
+        training_mode: False trains the net as it will be used: nothing is dropped, and norms keep their running
+            statistics, which stand still.
         validate_every: epochs between two validations; the last epoch is always validated.
         device: where the batches go.
         amp: "bf16" runs forward and loss under autocast; None keeps float32.
@@ -149,7 +152,7 @@ def fit(
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with repeatable, Recorder(state, run, plan) as recorder:
         while state.epoch < epochs and not state.stopped:
-            model.train()
+            model.train(training_mode)
             freeze_batch_norm(model, state.ledger.steps)
             for x, y in batches.epoch(state.epoch, state.batch):
                 x, y = x.to(state.device, non_blocking=True), y.to(state.device, non_blocking=True)

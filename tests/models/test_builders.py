@@ -97,6 +97,7 @@ def test_a_module_that_fails_to_import_is_told_apart_from_a_missing_one(
     [
         ("cifar_resnt20", {}, "did you mean cifar_resnet20"),
         ("torchvision:resnet81", {}, "did you mean torchvision:resnet18"),
+        ("resnet18", {}, "did you mean torchvision:resnet18"),
         ("digits_cnn", {"widht": 8}, "did you mean width"),
         ("digits_cnn", {"width": "wide"}, "options that the builder takes"),
         ("torchvision:resnet18", {"colour": 1}, "options that the builder takes"),
@@ -105,6 +106,71 @@ def test_a_module_that_fails_to_import_is_told_apart_from_a_missing_one(
     ],
 )
 def test_a_wrong_name_or_option_is_one_line_with_advice(name: str, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_model(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_models_by_name_know_what_they_expect() -> None:
+    pytest.importorskip("timm", reason="the extra timm")
+    info = model_info("timm:test_vit", num_classes=5)
+    model = build_model("timm:test_vit", num_classes=5, seed=0).eval()
+    assert info.num_classes == 5
+    assert info.source == "timm"
+    assert model(torch.zeros(2, *info.input_shape)).shape == (2, 5)
+    with pytest.raises(InputError, match="did you mean timm:resnet18"):
+        build_model("timm:resnte18")
+    with pytest.raises(InputError, match="nothing is downloaded"):
+        build_model("timm:resnet18", pretrained=True)
+
+
+TINY_VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_labels": 5,
+}
+
+
+def test_a_transformer_by_type_or_folder_maps_one_tensor_to_one(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra transformers")
+    model = build_model("hf:vit", seed=0, **TINY_VIT)
+    x = torch.rand(2, 3, 16, 16)
+    expected = model.eval()(x)
+    assert expected.shape == (2, 5)
+    model.model.save_pretrained(tmp_path)
+    again = build_model(f"hf:{tmp_path}").eval()
+    assert torch.equal(again(x), expected)
+    assert model_info(f"hf:{tmp_path}").input_shape == (3, 16, 16)
+    assert model_info(f"hf:{tmp_path}").num_classes == 5
+    (tmp_path / "model.safetensors").unlink()
+    assert not torch.equal(build_model(f"hf:{tmp_path}", seed=1).eval()(x), expected)
+
+
+def test_an_embedding_is_the_mean_over_the_tokens_that_are_not_padding() -> None:
+    pytest.importorskip("transformers", reason="the extra transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = build_model("hf:bert", seed=0, vocab_size=50, pad_token_id=0, **sizes).eval()
+    tokens = torch.tensor([[5, 6, 7]])
+    padded = torch.tensor([[5, 6, 7, 0, 0]])
+    assert model(tokens).shape == (1, 16)
+    torch.testing.assert_close(model(padded), model(tokens))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hf:vitt", {}, "did you mean vit?"),
+        ("hf:no/such", {}, "fetch the model first"),
+        ("hf:vit", {"hiden_size": 4}, "did you mean hidden_size"),
+        ("hf:vit", {"image_size": "wide"}, "expected fitting values"),
+    ],
+)
+def test_a_transformer_that_is_not_there_is_one_line_with_advice(name: str, options: dict, message: str) -> None:
+    pytest.importorskip("transformers", reason="the extra transformers")
     with pytest.raises(InputError, match=message) as caught:
         build_model(name, **options)
     assert "\n" not in str(caught.value)

@@ -62,6 +62,16 @@ def test_ls_names_what_a_recipe_may_use(command_line: Call) -> None:
         assert name in out
 
 
+def test_layers_lists_how_each_layer_is_quantized_or_why_not(command_line: Call) -> None:
+    code, out, _ = command_line("layers", "digits_cnn", "width=4", "--bits", "w4a8", "--keep", "conv2")
+    assert code == 0
+    assert "w4a8: 3 of 7 layers quantized" in out
+    assert "in float: keep: conv2" in out
+    code, _, err = command_line("layers", "digits_cnn", "widht=4")
+    assert code == 2
+    assert "did you mean width" in err
+
+
 def test_cp_copies_and_never_overwrites(command_line: Call, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     assert command_line("cp", "digits", own)[0] == 0

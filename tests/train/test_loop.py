@@ -239,3 +239,16 @@ def test_an_option_out_of_range_is_named(model, wrong):
     options = {"epochs": 1} | wrong
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: got "):
         fit(model, torch.optim.SGD(model.parameters(), lr=0.1), Batches(), **options)
+
+
+def test_without_training_mode_norms_stand_still_and_nothing_is_dropped() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.9), nn.Linear(4, 2))
+    modes = []
+    model[2].register_forward_hook(lambda layer, inputs, y: modes.append(layer.training))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1), Batches(), epochs=1, training_mode=False)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert modes == [False] * 3
+    assert changed == {name for name, _ in model.named_parameters()}
