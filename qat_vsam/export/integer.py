@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -25,45 +24,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.export.grid import Grid
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers, swap_channels
 from qat_vsam.quant.borders import border_quantizers, borders, put_at
-from qat_vsam.quant.functional import dequantize, quantize, sign_codes
+from qat_vsam.quant.functional import dequantize
 from qat_vsam.quant.layers import CONV_TRANSPOSE
 from qat_vsam.quant.replace import replace_modules
 from qat_vsam.quant.subclass import AtCall, QuantSubclass, is_subclass, operation_of
 
 _FLOAT32_EXACT = 2**24
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The codes of one quantizer: lowest, lowest + stride, ..., highest, of `bits` bits; `zero_point` stands for 0."""
-
-    bits: int
-    lowest: int
-    highest: int
-    stride: int = 1
-    zero_point: int = 0
-
-    @classmethod
-    def of(cls, quantizer: Quantizer) -> Grid:
-        """The grid of a quantizer."""
-        zero_point = int(quantizer.zero_point)
-        return cls(quantizer.bits, quantizer.q_min, quantizer.q_max, quantizer.code_stride, zero_point)
-
-    def to_dict(self) -> dict[str, int]:
-        """Plain numbers for a file; the zero point where there is one."""
-        return {key: value for key, value in asdict(self).items() if value or key != "zero_point"}
-
-    @property
-    def largest(self) -> int:
-        """The largest distance of a code from that of zero."""
-        return max(abs(self.lowest - self.zero_point), abs(self.highest - self.zero_point))
-
-    @property
-    def carrier(self) -> torch.dtype:
-        """The 8-bit type that holds every code."""
-        return torch.int8 if self.highest <= 127 else torch.uint8
 
 
 class IntegerTensor(nn.Module):
@@ -83,18 +52,14 @@ class IntegerTensor(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """int8 or uint8."""
-        return _codes(x, self.scale, self.grid)
+        return self.grid.codes(x, self.scale)
 
     def values(self, codes: Tensor) -> Tensor:
         """The values behind codes."""
-        return dequantize(codes, self.scale, self.grid.zero_point)
+        return self.grid.values(codes, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.values(self.codes(x))
-
-
-def _codes(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    return sign_codes(x) if grid.stride == 2 else quantize(x, scale, grid.lowest, grid.highest, grid.zero_point)
 
 
 class IntegerLayer(nn.Module, ABC):
@@ -148,13 +113,13 @@ class IntegerLayer(nn.Module, ABC):
         """The integer codes of an input, int8 or uint8; the input itself in a weight-only layer."""
         if self.activation_scale is None or self.activation_grid is None:
             return x
-        return _codes(x, self.activation_scale, self.activation_grid)
+        return self.activation_grid.codes(x, self.activation_scale)
 
     def activation_values(self, codes: Tensor, like: Tensor) -> Tensor:
         """The input behind `activation_codes`, in the dtype of another tensor; the codes in a weight-only layer."""
         if self.activation_scale is None or self.activation_grid is None:
             return codes
-        return dequantize(codes, self.activation_scale, self.activation_grid.zero_point).to(like.dtype)
+        return self.activation_grid.values(codes, self.activation_scale).to(like.dtype)
 
     def accumulator(self) -> torch.dtype:
         """float32 where every partial sum of codes is exact in it, else float64."""

@@ -75,17 +75,16 @@ class _TracedLayer(nn.Module):
             self.register_buffer(name, buffer)
         self.shape = layer.weight_codes.shape
         # one axis for the scales: those of groups lie along it, too
-        self.weight_codes = layer.weight_codes.reshape(layer.weight_scale.numel(), *self._own_axes(layer))
+        per_group = layer.weight_scale.dim() == 2
+        self.weight_codes = (
+            layer.weight_codes.reshape(layer.weight_scale.numel(), -1) if per_group else layer.weight_codes
+        )
         self.weight_scale = layer.weight_scale.reshape(-1)
         # zeros may be left out, but onnxruntime then fails in a Gemm where it shifts the weights to unsigned
         self.register_buffer("weight_zero_point", torch.zeros(len(self.weight_codes), dtype=self.weight_codes.dtype))
         self.operate = layer.operate
         self.grid = layer.activation_grid
         self.has_bias = layer.bias is not None
-
-    @staticmethod
-    def _own_axes(layer: IntegerLayer) -> list[int]:
-        return list(layer.weight_codes.shape[1:]) if layer.weight_scale.dim() == 1 else [-1]
 
     @property
     def weight(self) -> Tensor:

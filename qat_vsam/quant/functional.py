@@ -181,8 +181,7 @@ def lsq_quantize(
     x_hat, places, scale = _LearnedStepSize.apply(
         x, step_size, q_min, q_max, gradient_factor, compiled, surrogate, rounding_moves_step
     )
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        remember(x_hat, places, origin(q_min, q_max), scale)
+    remember(x_hat, places, origin(q_min, q_max), scale)
     return x_hat
 
 

@@ -50,8 +50,7 @@ def lsq_plus_quantize(x: Tensor, scale: Tensor, offset: Tensor, q_max: float, gr
     """
     x_hat: Tensor
     x_hat, places, origin = _LearnedOffset.apply(x, scale, offset, q_max, gradient_factor)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        remember(x_hat, places, origin, scale.detach())
+    remember(x_hat, places, origin, scale.detach())
     return x_hat
 
 

@@ -41,7 +41,7 @@ class _View(NamedTuple):
 
 
 def remember(x_hat: Tensor, places: Tensor, origin: float | Tensor, scale: Tensor) -> None:
-    """Note on x_hat what it is made of, for `keeping_codes`.
+    """Note on x_hat what it is made of, for `keeping_codes`; nothing where no graph is built, or by a compiler.
 
     Args:
         x_hat: dense, of the places' shape and strides.
@@ -49,6 +49,8 @@ def remember(x_hat: Tensor, places: Tensor, origin: float | Tensor, scale: Tenso
         origin: of the grid; shape () if a tensor.
         scale: positive, shape () or (x_hat.shape[0],).
     """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
     if x_hat.stride() == places.stride() and x_hat.storage_offset() == places.storage_offset() == 0:
         x_hat.codes = _Codes(places, origin, scale, x_hat.dtype)  # type: ignore[attr-defined]
 

@@ -9,7 +9,8 @@ from torch import nn
 import qat_vsam as qv
 from qat_vsam.errors import InputError
 from qat_vsam.export import IntegerConv, IntegerLinear, integer_model
-from qat_vsam.export.integer import Grid, IntegerLayer
+from qat_vsam.export.grid import Grid
+from qat_vsam.export.integer import IntegerLayer
 from qat_vsam.quant import quant_layers
 
 
