@@ -202,12 +202,12 @@ class _LearnedStepSize(torch.autograd.Function):
         compiled: bool | None,
         surrogate: Surrogate,
         rounding_moves_step: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         scale, x_wide = positive_scale(step_size), wide(x)
         kernels = kernels_for(x_wide, compiled)
         x_hat, places = kernels.forward(x_wide, scale, q_min, q_max)
         ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate, rounding_moves_step)
-        ctx.mark_non_differentiable(places, scale)
+        ctx.mark_non_differentiable(*(t for t in (places, scale) if t is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, step_size)
         return x_hat.to(x.dtype), places, scale

@@ -17,18 +17,21 @@ from torch import Tensor
 # Name, and delta of "ewgs" or A of "stable".
 Surrogate: TypeAlias = tuple[str, float]
 STRAIGHT_THROUGH: Surrogate = ("ste", 0.0)
+# Below this many elements, keeping codes for the backward pass costs time and saves next to no memory.
+WORTH_KEEPING = 2**18
 
 
 class Kernels(NamedTuple):
     """One form of the work.
 
     Args:
-        forward: (x, scale, q_min, q_max) -> (x_hat, places); the place of a level q is q - `origin`, as int8.
+        forward: (x, scale, q_min, q_max) -> (x_hat, places); the place of a level q is q - `origin`, as int8;
+            None if it is not `worth_keeping`.
         backward: (gradient, x, scale, q_min, q_max, surrogate, rounding_moves_step) -> (gradient of x, gradient of
             the scale).
     """
 
-    forward: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor | None]]
     backward: Callable[[Tensor, Tensor, Tensor, float, float, Surrogate, bool], tuple[Tensor, Tensor]]
 
 
@@ -64,12 +67,20 @@ def origin(q_min: float, q_max: float) -> float:
     return q_min % 1 + (128 if q_max > 127 else 0)
 
 
-def _eager_forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> tuple[Tensor, Tensor]:
+def worth_keeping(q: Tensor) -> bool:
+    """Whether the places of these levels are kept for the operation behind, see `saved_codes`.
+
+    Never under `torch.compile`, which decides itself what is kept and what is computed again.
+    """
+    return not torch.compiler.is_compiling() and q.numel() >= WORTH_KEEPING
+
+
+def _eager_forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> tuple[Tensor, Tensor | None]:
     s = along_axis_0(scale, x)
     v, shift = (x / s).clamp_(q_min, q_max), q_min % 1
     q = v.sub_(shift).round_().add_(shift) if shift else v.round_()
     start = origin(q_min, q_max)
-    places = (q - start if start else q).to(torch.int8)
+    places = (q - start if start else q).to(torch.int8) if worth_keeping(q) else None
     return q.mul_(s), places
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qat_vsam.quant.functional import wide
+from qat_vsam.quant.kernels import worth_keeping
 from qat_vsam.quant.saved_codes import remember
 
 
@@ -58,13 +59,13 @@ class _LearnedOffset(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, q_max: float, gradient_factor: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         zero_point = integer_zero_point(scale, offset, q_max)
         ctx.constants = (q_max, gradient_factor)
         q = (wide(x) / scale).round_().clamp_(-zero_point, q_max - zero_point)
         origin = (128.0 if q_max > 127 else 0.0) - zero_point
-        places = (q - origin).to(torch.int8)
-        ctx.mark_non_differentiable(places, origin)
+        places = (q - origin).to(torch.int8) if worth_keeping(q) else None
+        ctx.mark_non_differentiable(*(t for t in (places, origin) if t is not None))
         ctx.save_for_backward(x, scale, zero_point)
         return q.mul_(scale).to(x.dtype), places, origin
 
