@@ -19,6 +19,7 @@ from qat_vsam.quant.kernels import (
     STRAIGHT_THROUGH,
     Kernels,
     Surrogate,
+    along_axis_0,
     memory_order,
     origin,
     surrogate_factor,
@@ -32,12 +33,14 @@ def kernels_for(x: Tensor, compiled: bool | None) -> Kernels:
     """The kernels for a tensor: eager ones for False, fused ones for True.
 
     None means fused for `WORTH_COMPILING` elements and more, where a compiler is found that computes the same, else
-    eager. Under `torch.compile` of a whole model they are eager always, for the model's compiler fuses them.
+    eager. Under `torch.compile` of a whole model they are those that it can fuse with what stands around them.
 
     Raises:
         MissingDependencyError: `compiled` is True, and no working compiler is found.
     """
-    if compiled is False or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return TRACED
+    if compiled is False:
         return EAGER
     if compiled is None and (x.numel() < WORTH_COMPILING or compiler_trouble() is not None):
         return EAGER
@@ -105,15 +108,29 @@ def _fused_backward(
     surrogate: Surrogate,
     rounding_moves_step: bool,
 ) -> tuple[Tensor, Tensor]:
+    gx, terms = _gradients(gradient, x, scale, q_min, q_max, surrogate, rounding_moves_step)
+    return gx, terms.sum(-1)
+
+
+def _gradients(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    q_min: float,
+    q_max: float,
+    surrogate: Surrogate,
+    rounding_moves_step: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and what the gradient of the scale is the sum of."""
     v, shift = x / scale, q_min % 1
     clipped = torch.clamp(v, q_min, q_max)
     inside = clipped == v
     gx = torch.where(inside, gradient, 0.0)
     q = torch.round(clipped - shift) + shift
-    gs = (gradient * (q - torch.where(inside, v if rounding_moves_step else q, 0.0))).sum(-1)
+    terms = gradient * (q - torch.where(inside, v if rounding_moves_step else q, 0.0))
     if surrogate != STRAIGHT_THROUGH:
         gx = gx * surrogate_factor(gradient, v, q_min, surrogate)
-    return gx, gs
+    return gx, terms
 
 
 def _rows(x: Tensor, scale: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -158,3 +175,25 @@ def _backward(
     fused = _compiled(_fused_backward)
     gx, gs = fused(gradient_rows, rows, _column(scale), q_min, q_max, surrogate, rounding_moves_step)
     return restore(gx), gs
+
+
+def _traced_forward(x: Tensor, scale: Tensor, q_min: float, q_max: float) -> tuple[Tensor, None]:
+    q, _ = _fused_forward(x, along_axis_0(scale, x), q_min, q_max, 0)
+    return q, None
+
+
+def _traced_backward(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    q_min: float,
+    q_max: float,
+    surrogate: Surrogate = STRAIGHT_THROUGH,
+    rounding_moves_step: bool = True,
+) -> tuple[Tensor, Tensor]:
+    gx, terms = _gradients(gradient, x, along_axis_0(scale, x), q_min, q_max, surrogate, rounding_moves_step)
+    return gx, terms.sum() if scale.dim() == 0 else terms.flatten(1).sum(1)
+
+
+# The same work in operations without memory orders and without writing in place, which a compiler of a model fuses.
+TRACED = Kernels(_traced_forward, _traced_backward)

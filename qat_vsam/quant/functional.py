@@ -178,10 +178,12 @@ def lsq_quantize(
     Reference: arXiv 1902.08153.
     """
     x_hat: Tensor
-    x_hat, places, scale = _LearnedStepSize.apply(
+    x_hat, *codes = _LearnedStepSize.apply(
         x, step_size, q_min, q_max, gradient_factor, compiled, surrogate, rounding_moves_step
     )
-    remember(x_hat, places, origin(q_min, q_max), scale)
+    if codes:
+        places, scale = codes
+        remember(x_hat, places, origin(q_min, q_max), scale)
     return x_hat
 
 
@@ -202,26 +204,26 @@ class _LearnedStepSize(torch.autograd.Function):
         compiled: bool | None,
         surrogate: Surrogate,
         rounding_moves_step: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, ...]:
         scale, x_wide = positive_scale(step_size), wide(x)
         kernels = kernels_for(x_wide, compiled)
         x_hat, places = kernels.forward(x_wide, scale, q_min, q_max)
         ctx.constants = (kernels, q_min, q_max, gradient_factor, surrogate, rounding_moves_step)
-        ctx.mark_non_differentiable(*(t for t in (places, scale) if t is not None))
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, step_size)
+        if places is None:
+            return (x_hat.to(x.dtype),)
+        ctx.mark_non_differentiable(places, scale)
+        ctx.set_materialize_grads(False)
         return x_hat.to(x.dtype), places, scale
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, gradient: Tensor, *of_codes_and_scale: None
-    ) -> tuple[Tensor | None, Tensor | None, *tuple[None, ...]]:
+    def backward(ctx: Any, gradient: Tensor, *of_codes: None) -> tuple[Tensor | None, Tensor | None, *tuple[None, ...]]:
         kernels, q_min, q_max, gradient_factor, *rest = ctx.constants
         x, step_size = ctx.saved_tensors
         scale = positive_scale(step_size)
         x_wide, wide_gradient = wide(x), wide(gradient)
-        if wide_gradient.stride() != x_wide.stride():
+        if not torch.compiler.is_compiling() and wide_gradient.stride() != x_wide.stride():
             wide_gradient = torch.empty_like(x_wide).copy_(wide_gradient)
         gx, gs = kernels.backward(wide_gradient, x_wide, scale, q_min, q_max, *rest)
         gs = gs * gradient_factor

@@ -50,8 +50,10 @@ def lsq_plus_quantize(x: Tensor, scale: Tensor, offset: Tensor, q_max: float, gr
     Reference: arXiv 2004.09576, there with an offset that is not rounded to the grid.
     """
     x_hat: Tensor
-    x_hat, places, origin = _LearnedOffset.apply(x, scale, offset, q_max, gradient_factor)
-    remember(x_hat, places, origin, scale.detach())
+    x_hat, *codes = _LearnedOffset.apply(x, scale, offset, q_max, gradient_factor)
+    if codes:
+        places, origin = codes
+        remember(x_hat, places, origin, scale.detach())
     return x_hat
 
 
@@ -59,15 +61,19 @@ class _LearnedOffset(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, q_max: float, gradient_factor: float
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, ...]:
         zero_point = integer_zero_point(scale, offset, q_max)
         ctx.constants = (q_max, gradient_factor)
         q = (wide(x) / scale).round_().clamp_(-zero_point, q_max - zero_point)
-        origin = (128.0 if q_max > 127 else 0.0) - zero_point
-        places = (q - origin).to(torch.int8) if worth_keeping(q) else None
-        ctx.mark_non_differentiable(*(t for t in (places, origin) if t is not None))
         ctx.save_for_backward(x, scale, zero_point)
-        return q.mul_(scale).to(x.dtype), places, origin
+        x_hat = (q * scale).to(x.dtype)
+        if not worth_keeping(q):
+            return (x_hat,)
+        origin = (128.0 if q_max > 127 else 0.0) - zero_point
+        places = (q - origin).to(torch.int8)
+        ctx.mark_non_differentiable(places, origin)
+        ctx.set_materialize_grads(False)
+        return x_hat, places, origin
 
     @staticmethod
     @once_differentiable

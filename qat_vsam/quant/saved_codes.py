@@ -40,16 +40,16 @@ class _View(NamedTuple):
     offset: int | torch.SymInt
 
 
-def remember(x_hat: Tensor, places: Tensor | None, origin: float | Tensor, scale: Tensor) -> None:
-    """Note on x_hat what it is made of, for `keeping_codes`; nothing where no graph is built, or no places are known.
+def remember(x_hat: Tensor, places: Tensor, origin: float | Tensor, scale: Tensor) -> None:
+    """Note on x_hat what it is made of, for `keeping_codes`; nothing where no graph is built.
 
     Args:
         x_hat: dense, of the places' shape and strides.
-        places: q - origin, int8; see `kernels.origin`. None if they are not worth keeping.
+        places: q - origin, int8; see `kernels.origin`.
         origin: of the grid; shape () if a tensor.
         scale: positive, shape () or (x_hat.shape[0],).
     """
-    if places is None or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return
     if x_hat.stride() == places.stride() and x_hat.storage_offset() == places.storage_offset() == 0:
         x_hat.codes = _Codes(places, origin, scale, x_hat.dtype)  # type: ignore[attr-defined]

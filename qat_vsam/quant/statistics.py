@@ -23,16 +23,18 @@ class TensorStatistics:
     Args:
         per_channel: one record for each slice of axis 0 instead of one in all. All values are kept as the
             sample then, since only weights are seen so.
+        sampling: False keeps no sample.
     """
 
-    def __init__(self, per_channel: bool = False) -> None:
+    def __init__(self, per_channel: bool = False, sampling: bool = True) -> None:
         self.per_channel = per_channel
+        self.sampling = sampling
         self.count = 0
         self._minimum: Tensor | None = None
         self._maximum: Tensor | None = None
         self._magnitude: Tensor | None = None
         self._samples: list[Tensor] = []
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator().manual_seed(0) if sampling else None
 
     def update(self, x: Tensor) -> None:
         """Take in one tensor; with `per_channel`, of the same number of channels each time."""
@@ -49,6 +51,8 @@ class TensorStatistics:
             self._maximum = torch.maximum(self._maximum, high)
             self._magnitude = self._magnitude + magnitude
         self.count += rows.shape[1]
+        if not self.sampling:
+            return
         if not self.per_channel and rows.shape[1] > _SAMPLE_PER_UPDATE:
             picks = torch.randint(rows.shape[1], (_SAMPLE_PER_UPDATE,), generator=self._generator)
             rows = rows[:, picks.to(rows.device)]

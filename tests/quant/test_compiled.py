@@ -1,5 +1,6 @@
 """The compiled kernels compute what the eager ones do, and changing sizes compile few graphs."""
 
+import copy
 import functools
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from qat_vsam.errors import MissingDependencyError
-from qat_vsam.quant import Quantizer, QuantSpec, calibrate, lsq_quantize, prepare, set_compiled
+from qat_vsam.quant import Quantizer, QuantSpec, TensorSpec, calibrate, lsq_quantize, prepare, set_compiled
 from qat_vsam.quant import compiled as compiled_module
 from qat_vsam.quant import quantizers as quantizers_module
 
@@ -137,3 +138,51 @@ def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch, compiler, troubl
     with pytest.raises(MissingDependencyError, match=trouble):
         compiled_module.compiled_kernels()
     assert "stay eager" in compiled_module.compiler_trouble()
+
+
+# weight, activation
+SPECS = {
+    "lsq": ({}, {}),
+    "1 bit": ({"bits": 1}, {"bits": 1}),
+    "balanced": ({"bits": 2, "balanced": True}, {"bits": 2}),
+    "powers of two": ({"power_of_two": True}, {"power_of_two": True}),
+    "ewgs": ({"surrogate": "ewgs"}, {"surrogate": "ewgs"}),
+    "stable": ({"surrogate": "stable"}, {"surrogate": "stable"}),
+    "per group": ({"granularity": "per_group", "group_size": 3}, {}),
+    "lsq_plus": ({}, {"method": "lsq_plus"}),
+    "pact": ({}, {"method": "pact"}),
+    "dorefa": ({"method": "dorefa"}, {}),
+    "minmax": ({"method": "minmax"}, {"method": "minmax"}),
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_whole_model_is_one_graph_with_the_gradients_of_eager_operations(kind):
+    torch._dynamo.reset()
+    weight, activation = SPECS[kind]
+    spec = QuantSpec(
+        weight=TensorSpec(**{"bits": 4, "signed": True, "granularity": "per_channel", **weight}),
+        activation=TensorSpec(**{"bits": 4, **activation}),
+        first_last_bits=None,
+    )
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+    model = nn.Sequential(
+        *first, nn.ReLU(), nn.Conv2d(6, 3, 3), nn.Hardswish(), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 2), nn.Flatten()
+    )
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 6, 6).to(memory_format=torch.channels_last)
+    prepare(model, spec, sample=x[:2])
+    calibrate(model, [x])
+    model.train()
+    gradients = []
+    twin = copy.deepcopy(model)  # ranges that follow the batches move at each forward
+    twin.compile(backend="aot_eager", fullgraph=True)
+    for network in (model, twin):
+        leaf = x.clone().requires_grad_()
+        network(leaf).square().mean().backward()
+        gradients.append([leaf.grad] + [p.grad for p in network.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 5
+    for eager, compiled in zip(*gradients, strict=True):
+        assert eager.abs().sum() > 0
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)

@@ -83,9 +83,9 @@ class Quantizer(nn.Module, ABC):
         """x with what shares a scale along axis 0: (groups, group size) per group, else as it is."""
         return x.reshape(-1, self.spec.group_size) if self.granularity == "per_group" else x
 
-    def statistics(self, x: Tensor) -> TensorStatistics:
-        """What `initialise` wants to know of a weight."""
-        statistics = TensorStatistics(per_channel=self.granularity != "per_tensor")
+    def statistics(self, x: Tensor, sampling: bool = True) -> TensorStatistics:
+        """What `initialise` wants to know of a weight; without `sampling` its ranges and magnitudes only."""
+        statistics = TensorStatistics(self.granularity != "per_tensor", sampling)
         statistics.update(self.sharing(x))
         return statistics
 

@@ -38,7 +38,7 @@ class MinMaxQuantizer(MeasuredQuantizer):
     def _follow(self, x: Tensor) -> None:
         if not self.updates_state or not (self.role == "weight" or self.training):
             return
-        measured = self._scale_of(self.statistics(x)).to(self.current_scale.dtype)
+        measured = self._scale_of(self.statistics(x, sampling=False)).to(self.current_scale.dtype)
         # A batch that overflowed must not spoil the steps after it.
         measured = torch.where(measured.isfinite(), measured, self.current_scale)
         self.current_scale.lerp_(measured, 1.0 if self.role == "weight" else self.momentum)
