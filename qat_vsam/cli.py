@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -233,7 +233,7 @@ def evaluate_run(
 @app.command("export")
 def export_command(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    format: Annotated[str, typer.Option("--format", help="onnx, packed or qonnx")] = "onnx",
+    format: Annotated[Literal["onnx", "packed", "qonnx"], typer.Option("--format")] = "onnx",
     data_root: DataRoot = None,
 ) -> None:
     """Export a finished run's model and prove that it computes the same."""
@@ -274,11 +274,12 @@ def bench(
             for table in measure(repeats=repeats or 8, threads=threads, listener=listener):
                 _echo_lines(table.lines())
         return
-    from qat_vsam.config import find_config, load_comparison
+    from qat_vsam.config import BenchSection, find_config, load_comparison
 
     comparison = load_comparison(find_config(file), [f"bench.repeats={repeats or 30}"])
     arms = {arm: comparison.arm(arm, 0) for arm in comparison.arms}
-    measured = recipes.bench_arms(arms, comparison.bench, data_root, threads, comparison.roles)
+    section = comparison.bench or BenchSection()
+    measured = recipes.bench_arms(arms, section, data_root, threads, comparison.roles)
     for row in measured["rows"]:
         ratio = "-" if row["ratio_to_sgd"] is None else f"{row['ratio_to_sgd']:.2f}"
         typer.echo(f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {ratio:>6} x {row['reference_arm'] or ''}")
@@ -287,10 +288,13 @@ def bench(
 @app.command()
 def info() -> None:
     """Show versions, devices, and which optional packages are here."""
+    import torch
+
     from qat_vsam.recipes import describe_backends
     from qat_vsam.train import describe_environment
 
-    facts = {**describe_environment(), **describe_backends()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = {**describe_environment(device), **describe_backends()}
     _echo_lines(f"{key:<20}{value}" for key, value in facts.items())
 
 

@@ -122,7 +122,8 @@ def _image_bytes(table: pa.Table, file: Path) -> list[bytes | None]:
                 "store the images as PNG or JPEG bytes",
             )
         )
-    return column.to_pylist()
+    images: list[bytes | None] = column.to_pylist()
+    return images
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:

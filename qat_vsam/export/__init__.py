@@ -13,7 +13,8 @@ from qat_vsam.export.exporter import export
 from qat_vsam.export.integer import IntegerConv, IntegerConvTranspose, IntegerEmbedding, IntegerLinear, integer_model
 from qat_vsam.export.packed import load_packed
 from qat_vsam.export.proof import Proof, generate_inputs
-from qat_vsam.export.runtime import Runtime, load_runtime, predict
+from qat_vsam.export.runtime import load_runtime, predict
+from qat_vsam.export.runtime_base import Runtime
 
 load = load_runtime
 

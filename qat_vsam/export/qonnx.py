@@ -51,7 +51,8 @@ def build_qonnx(model: nn.Module, sample: Tensor) -> bytes:
 
         # with dynamo the weights' quantizers are not written
         graph: onnx.ModelProto = export_qonnx(model, args=sample, dynamo=False)
-    return graph.SerializeToString()
+    serialized: bytes = graph.SerializeToString()
+    return serialized
 
 
 def is_qonnx(data: bytes) -> bool:

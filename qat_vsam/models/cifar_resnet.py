@@ -91,7 +91,8 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
         x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H / 4, W / 4)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, 64)
-        return self.linear(x)
+        logits: Tensor = self.linear(x)
+        return logits
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -70,7 +70,8 @@ def _build_torchvision(name: str, **options: Any) -> nn.Module:
     import torchvision
 
     _refuse_downloads(f"torchvision:{name}", options)
-    return torchvision.models.get_model(name, weights=None, **options)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return model
 
 
 def _build_timm(name: str, **options: Any) -> nn.Module:

@@ -47,4 +47,5 @@ class SmallCNN(nn.Module):
             conv, norm = self.get_submodule(f"conv{number}"), self.get_submodule(f"bn{number}")
             x = F.relu(norm(conv(x)))  # halved and doubled in channels at every even number
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, 2^stages width)
-        return self.linear(x)
+        logits: Tensor = self.linear(x)
+        return logits

@@ -42,7 +42,8 @@ class TensorTransformer(nn.Module):
             mask = torch.ones_like(x) if self.pad_token_id is None else (x != self.pad_token_id).to(x.dtype)
             output = self.model(input_ids=x, attention_mask=mask)
         if "logits" in output:
-            return output["logits"]
+            logits: Tensor = output["logits"]
+            return logits
         states: Tensor = output["last_hidden_state"]  # (N, L, D)
         if mask is None:
             return states.mean(1)

@@ -60,8 +60,8 @@ def import_function(name: str, key: str) -> Callable[..., Any]:
                 "install the module, or run from the folder that holds it",
             )
         ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if function is None or not callable(function):
         callables = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise InputError(
             explain(

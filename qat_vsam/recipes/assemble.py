@@ -154,7 +154,7 @@ def loaders(recipe: Recipe, data: Dataset) -> Loaders:
     info = normalisation(recipe)
     common: dict[str, Any] = {"mean": info[0], "std": info[1], "device": recipe.device, "channels_last": True}
     section = recipe.data
-    splits = (data.train, data.validation, data.test)
+    splits: tuple[Split, ...] = (data.train, data.validation, data.test)
     if sum(split.images.nbytes for split in splits) <= MOST_BYTES_ON_DEVICE:
         splits = tuple(split.to(recipe.device) for split in splits)
     training, validation, test = splits
@@ -208,7 +208,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> O
     taken = inspect.signature(member).parameters
     options = {**{key: value for key, value in of_the_run.items() if key in taken}, **options}
     try:
-        return member(groups, base, model=model, **options)
+        optimizer: torch.optim.Optimizer = member(groups, base, model=model, **options)
+        return optimizer
     except TypeError as error:
         # an option of the right name and the wrong kind, such as a word for a number
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ WARMUP_ROUNDS = 1
 PERIOD = 10
 
 # model, its options, (B, C, H, W)
-SIZES = (
+SIZES: tuple[tuple[str, dict[str, Any], tuple[int, int, int, int]], ...] = (
     ("small_cnn", {}, (100, 3, 16, 16)),
     ("cifar_resnet20", {}, (128, 3, 32, 32)),
     ("torchvision:resnet18", {"num_classes": 10}, (32, 3, 64, 64)),

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,12 @@ from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
 from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
 
-EXPORT_NAMES = {"onnx": "model.onnx", "packed": "model.packed.safetensors", "qonnx": "model.qonnx"}
+ExportFormat: TypeAlias = Literal["onnx", "packed", "qonnx"]
+EXPORT_NAMES: dict[ExportFormat, str] = {
+    "onnx": "model.onnx",
+    "packed": "model.packed.safetensors",
+    "qonnx": "model.qonnx",
+}
 PROOF_INPUTS = 1000
 LATENCY_BATCH = 32
 WEIGHTS = "weights.pt"
@@ -170,7 +175,7 @@ def export_run(
     model: nn.Module,
     loaders: assemble.Loaders,
     folder: Path,
-    kind: str,
+    kind: ExportFormat,
     listener: Listener,
 ) -> dict[str, Any]:
     """Write, prove, test and time one artifact.

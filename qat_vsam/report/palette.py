@@ -33,7 +33,7 @@ _SPARE = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 
-RC: dict[str, Any] = {
+RC: Any = {  # matplotlib types every key apart
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.color": INK,

@@ -79,7 +79,7 @@ def label_points(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float
         )
         if distance > _DISTANCES[1]:
             end = (min(max(x, corner[0]), corner[0] + width), middle[1])
-            transform = offset_copy(axes.transData, axes.figure, label.shift, 0, units="points")
+            transform = offset_copy(axes.transData, axes.get_figure(root=True), label.shift, 0, units="points")
             axes.annotate(
                 "",
                 (label.x, label.y),
@@ -172,7 +172,7 @@ def _in_points(axes: Axes, x: float, y: float, scale: float) -> tuple[float, flo
 
 def _extent(axes: Axes, text: str, scale: float) -> tuple[float, float]:
     probe = axes.text(0, 0, text, fontsize=9, fontweight="bold")
-    box = probe.get_window_extent(FigureCanvasAgg(axes.figure).get_renderer())
+    box = probe.get_window_extent(FigureCanvasAgg(axes.get_figure(root=True)).get_renderer())
     probe.remove()
     return float(box.width) * scale + 2, float(box.height) * scale
 

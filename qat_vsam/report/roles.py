@@ -117,6 +117,6 @@ def _groups(runs: pd.DataFrame) -> list[str]:
     targets = {row.target for row in runs.itertuples() if row.precision != FLOAT and row.target}
     names = []
     for row in runs.itertuples():
-        name = precision_label(row.precision)
+        name = precision_label(str(row.precision))
         names.append(f"{name} ({row.target})" if len(targets) > 1 and row.precision != FLOAT else name)
     return names

@@ -94,7 +94,7 @@ def _draw_frame(axes: Axes, arms: Sequence[Arm], points: Points, palette: Palett
         members = [(arm, cost) for arm, cost in points if arm.group == group]
         # precisions of the same cost stand side by side, not on top of each other
         shift = 7.0 * (rank - (len(groups) - 1) / 2)
-        transform = offset_copy(axes.transData, axes.figure, shift, 0, units="points")
+        transform = offset_copy(axes.transData, axes.get_figure(root=True), shift, 0, units="points")
         on_front = _draw_front(axes, members, palette, transform)
         for index, (arm, cost) in enumerate(members):
             value = float(arm.accuracy.value or 0.0)

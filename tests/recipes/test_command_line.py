@@ -271,3 +271,11 @@ def stripes(root=None):
     noisy = noisy.clamp(0, 255).to(torch.uint8)
     return (noisy[:400], labels[:400]), (noisy[400:], labels[400:])
 '''
+
+
+def test_info_tells_versions_devices_and_what_is_installed(command_line: Call) -> None:
+    code, out, _ = command_line("info")
+    facts = dict(line.split(None, 1) for line in out.splitlines())
+    assert code == 0
+    assert facts["torch"].startswith(torch.__version__.split("+")[0])
+    assert {"python", "device", "processor", "brevitas", "onnxruntime"} <= set(facts)
