@@ -88,6 +88,14 @@ def test_from_training_to_the_files(bits, tmp_path):
     assert torch.equal(loaded(x), integer_model(model)(x))
 
 
+def test_sums_of_scaled_weights_are_taken_in_the_dtype_of_their_scales():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4096), nn.Linear(4096, 8), nn.Linear(8, 2))
+    prepare(model, QuantSpec.preset("w8a8", group_size=8))
+    calibrate(model, [torch.randn(4, 4)])
+    assert [layer.accumulator() for layer in integer_model(model)] == [torch.float32] * 3
+
+
 def test_groups_fit_better_than_rows():
     torch.manual_seed(0)
     weight = torch.randn(16, 128) * torch.logspace(-1, 1, 4).repeat_interleave(32)
