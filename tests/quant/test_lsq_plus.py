@@ -119,6 +119,20 @@ def test_the_first_range_has_the_least_squared_error_of_all_pairs_of_ends(mirror
     assert own < 0.9 * errors[-1]
 
 
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_the_range_of_values_far_from_zero_begins_at_zero(mirror):
+    x = mirror * (torch.rand(256, generator=torch.Generator().manual_seed(0)) + 5)
+    quantizer = ready(x, 4)
+    assert (quantizer(x) - x).abs().max() < 0.6 * 6 / 15
+    assert int(quantizer.zero_point) == (0 if mirror == 1 else 15)
+
+
+def test_weights_of_the_method_are_those_of_lsq():
+    quantizer = make_quantizer(TensorSpec(4, method="lsq_plus"), "weight")
+    assert isinstance(quantizer, LSQQuantizer)
+    assert (quantizer.q_min, quantizer.q_max) == (-8, 7)
+
+
 def test_an_offset_beyond_the_codes_leaves_zero_at_the_nearest_end():
     x = torch.tensor([-1.0, 0.0, 1.0, 2.0])
     quantizer = ready(x, 2)
