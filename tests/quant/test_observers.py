@@ -281,6 +281,56 @@ def test_one_bit_inputs_are_observed_where_they_are_unsigned() -> None:
     assert not model[0].input_quantizer.signed
 
 
+class WithAuxiliaryHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.auxiliary = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        return self.head(x) + self.auxiliary(2 * x) if self.training else self.head(x)
+
+
+def test_layers_that_run_in_training_only_are_observed_too() -> None:
+    torch.manual_seed(0)
+    model, x = WithAuxiliaryHead(), torch.randn(8, 4)
+    values = 2 * model.body(x).detach()
+    prepare(model, QuantSpec.preset("w4a4"))
+    calibrate(model, [x], method="torchao-minmax")
+    own = model.auxiliary.input_quantizer
+    assert torch.equal(own.step(), scale_of(minmax(own.q_min, own.q_max), values))
+
+
+def test_an_observer_is_made_for_the_codes_of_a_narrow_grid() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    prepare(model, QuantSpec(TensorSpec(4, True, "per_channel", narrow=True), None, first_last_bits=4))
+    calibrate(model, [torch.randn(2, 8)], method="torchao-minmax")
+    assert torch.equal(model[0].weight_quantizer.step(), model[0].weight.detach().abs().amax(1) / 7)
+
+
+def test_an_observer_that_is_given_goes_before_that_of_the_name() -> None:
+    given, named = network(), network()
+    fixed = partial(AffineQuantizedFixedQParamObserver, CLIPS, torch.int32, PerTensor(), scale=torch.tensor([0.125]))
+    calibrate(given, batches(), method="torchao-mse", observer=fixed)
+    calibrate(named, batches(), method="torchao-mse")
+    for (_, one), (_, other) in zip(quant_layers(given), quant_layers(named), strict=True):
+        assert one.input_quantizer.step() == 0.125
+        assert torch.equal(one.weight_quantizer.step(), other.weight_quantizer.step())
+
+
+@pytest.mark.parametrize("zero_point", [-1.0, 2.5, 256.0])
+def test_a_zero_point_that_is_no_code_is_refused(zero_point: float) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tensor(0.1), torch.tensor(zero_point)
+
+    with pytest.raises(InputError, match=r"0\.input: zero point: got .*; expected a code of 0 to 255"):
+        calibrate(network(method="lsq_plus"), batches(), observer=lambda q_min, q_max: Odd())
+
+
 def test_an_observer_in_the_place_of_a_factory_is_refused() -> None:
     for key in ("observer", "weight_observer"):
         with pytest.raises(ConfigError, match=rf"{key}: got AffineQuantizedMinMaxObserver; expected a function"):
