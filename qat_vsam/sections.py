@@ -87,6 +87,7 @@ class QuantSection(Section):
     batch_norm: Literal["keep", "freeze"] = "keep"
     freeze_after: Annotated[int, Field(ge=0)] = 0
     backend: Literal["own", "brevitas"] = "own"
+    calibration: Literal["mse", "lsq", "torchao-minmax", "torchao-mse"] = "mse"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
 
 

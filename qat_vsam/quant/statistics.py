@@ -109,7 +109,7 @@ def initial_step_size(
         step = 2 * statistics.mean_magnitude / math.sqrt(q_max)
     else:
         step = _least_squared_error(statistics.sample, range_step(statistics, q_min, q_max), q_min, q_max)
-    return _positive(step)
+    return positive_everywhere(step)
 
 
 def range_step(statistics: TensorStatistics, q_min: float, q_max: float) -> Tensor:
@@ -182,7 +182,8 @@ def _least_squared_error(sample: Tensor, largest: Tensor, q_min: float, q_max: f
     return torch.where(largest > 0, best_step.reshape(largest.shape), 0.0)
 
 
-def _positive(step: Tensor) -> Tensor:
+def positive_everywhere(step: Tensor) -> Tensor:
+    """The step sizes, where one is 0 the mean of the others, or 1."""
     good = step > 0
     if bool(good.all()):
         return step

@@ -22,6 +22,7 @@ from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.optim import FAMILY, SharpnessAware
 from qat_vsam.quant import LayerRule, QuantSpec, calibrate, param_groups, prepare, set_compiled
 from qat_vsam.quant.backends.brevitas import check_brevitas, to_brevitas
+from qat_vsam.quant.observers import TORCHAO_METHODS, check_observed
 from qat_vsam.train import DISTILLATION_LOSSES
 
 EVALUATION_BATCH = 500
@@ -54,6 +55,7 @@ def check_names(recipe: Recipe) -> None:
     model_info(recipe.model.name)
     quant_spec(recipe)
     _check_backend(recipe)
+    _check_calibration(recipe)
     _check_optimizer_options(recipe.optimizer)
     _check_device(recipe.device)
 
@@ -123,7 +125,7 @@ def quantize_model(recipe: Recipe, model: nn.Module, images: Batches) -> str:
     first, _ = next(iter(images))
     summary = prepare(model, spec, sample=first[:2])
     wanted = -(-recipe.quant.calibration_images // images.batch_size)
-    calibrate(model, images, max_batches=min(wanted, len(images)))
+    calibrate(model, images, max_batches=min(wanted, len(images)), method=recipe.quant.calibration)
     set_compiled(model, recipe.train.compile_quantizers)
     return str(summary)
 
@@ -253,6 +255,18 @@ def _check_backend(recipe: Recipe) -> None:
     if recipe.train.compile_quantizers:
         advice = "leave it out, or use quant.backend: own"
         raise ConfigError(explain("train.compile_quantizers", True, "false with quant.backend brevitas", advice))
+
+
+def _check_calibration(recipe: Recipe) -> None:
+    spec = quant_spec(recipe)
+    if spec is None or recipe.quant is None or recipe.quant.calibration not in TORCHAO_METHODS:
+        return
+    rules: list[QuantSpec | LayerRule] = [spec, *spec.overrides]
+    for rule in rules:
+        if rule.weight is not None:
+            check_observed("quant.weight", rule.weight, "weight", recipe.quant.calibration)
+        if rule.activation is not None:
+            check_observed("quant.activation", rule.activation, "activation", recipe.quant.calibration)
 
 
 def _check_device(name: str) -> None:

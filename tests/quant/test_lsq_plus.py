@@ -104,6 +104,82 @@ def test_an_offset_halves_the_error_of_values_that_reach_far_to_one_side():
     assert errors[0] < 0.5 * errors[1]
 
 
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_the_first_range_has_the_least_squared_error_of_all_pairs_of_ends(mirror):
+    x = mirror * (torch.randn(2048, generator=torch.Generator().manual_seed(0)).exp() - 1)
+    fractions = torch.linspace(0.05, 1, 20)
+    errors = []
+    for low in fractions * x.min():
+        for high in fractions * x.max():
+            step = (high - low) / 15
+            zero_point = (-low / step).round()
+            errors.append(((x / step).round().clamp(-zero_point, 15 - zero_point) * step - x).square().mean())
+    own = (ready(x, 4)(x) - x).square().mean()
+    assert own <= 1.02 * min(errors)
+    assert own < 0.9 * errors[-1]
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_the_range_of_values_far_from_zero_begins_at_zero(mirror):
+    x = mirror * (torch.rand(256, generator=torch.Generator().manual_seed(0)) + 5)
+    quantizer = ready(x, 4)
+    assert (quantizer(x) - x).abs().max() < 0.6 * 6 / 15
+    assert int(quantizer.zero_point) == (0 if mirror == 1 else 15)
+
+
+def test_weights_of_the_method_are_those_of_lsq():
+    quantizer = make_quantizer(TensorSpec(4, method="lsq_plus"), "weight")
+    assert isinstance(quantizer, LSQQuantizer)
+    assert (quantizer.q_min, quantizer.q_max) == (-8, 7)
+
+
+def test_an_offset_beyond_the_codes_leaves_zero_at_the_nearest_end():
+    x = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    quantizer = ready(x, 2)
+    quantizer.set_step(torch.tensor(1.0), zero_point=1)
+    for offset, zero_point, expected in [(5.0, 0, [0, 0, 1, 2]), (-9.0, 3, [-1, 0, 0, 0])]:
+        with torch.no_grad():
+            quantizer.offset.fill_(offset)
+        assert int(quantizer.zero_point) == zero_point
+        assert quantizer(x).tolist() == expected
+
+
+def test_values_at_the_ends_of_the_range_are_inside_it():
+    x = torch.tensor([-1.0, 2.0, -1.001, 2.001], requires_grad=True)
+    quantizer = ready(x, 2)
+    quantizer.set_step(torch.tensor(1.0), zero_point=1)
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [1, 1, 0, 0]
+
+
+def test_the_step_size_stays_positive_and_is_a_power_of_two_where_asked():
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    rounded = ready(x, 4, power_of_two=True)
+    assert rounded.step().log2().frac() == 0
+    assert rounded.step() != rounded.step_size.abs()
+    assert torch.equal(rounded(x), rounded.dequantize(rounded.codes(x)))
+    quantizer = ready(x, 4)
+    before = quantizer(x)
+    with torch.no_grad():
+        quantizer.step_size.neg_()
+    assert quantizer.step() > 0
+    assert torch.equal(quantizer(x), before)
+    zeros = ready(torch.zeros(8), 4)
+    assert zeros.step() == 1
+    assert zeros(torch.ones(2)).isfinite().all()
+
+
+def test_half_precision_stays_half_precision():
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    quantizer = ready(x, 4)
+    leaf = x.bfloat16().requires_grad_()
+    x_hat = quantizer(leaf)
+    x_hat.sum().backward()
+    assert x_hat.dtype == leaf.grad.dtype == torch.bfloat16
+    assert torch.equal(x_hat, quantizer(leaf.float()).bfloat16())
+    assert quantizer.step_size.grad.dtype == torch.float32
+
+
 def network() -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()]

@@ -88,6 +88,23 @@ def test_from_training_to_the_files(bits, tmp_path):
     assert torch.equal(loaded(x), integer_model(model)(x))
 
 
+def test_the_gradient_of_a_groups_step_size_is_scaled_by_the_size_of_the_group():
+    linear = layer(4, 8, "lsq")
+    linear.quantized_weight().sum().backward()
+    s = linear.weight_quantizer.step().detach()[:, None]
+    v = linear.weight.detach().reshape(6, 8) / s
+    towards_s = torch.where(v > 7, 7.0, torch.where(v < -8, -8.0, v.round() - v)).sum(1)
+    torch.testing.assert_close(linear.weight_quantizer.step_size.grad, towards_s / (8 * 7) ** 0.5)
+
+
+def test_sums_of_scaled_weights_are_taken_in_the_dtype_of_their_scales():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4096), nn.Linear(4096, 8), nn.Linear(8, 2))
+    prepare(model, QuantSpec.preset("w8a8", group_size=8))
+    calibrate(model, [torch.randn(4, 4)])
+    assert [layer.accumulator() for layer in integer_model(model)] == [torch.float32] * 3
+
+
 def test_groups_fit_better_than_rows():
     torch.manual_seed(0)
     weight = torch.randn(16, 128) * torch.logspace(-1, 1, 4).repeat_interleave(32)

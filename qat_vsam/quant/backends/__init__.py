@@ -1,4 +1,4 @@
-"""Quantized models in the form of other libraries: `torchao` and `brevitas`.
+"""Quantized models in the form of other libraries, `torchao` and `brevitas`, and torchao's observers.
 
 Each is a module of its own that is imported by whoever wants it, since it imports its library:
 

@@ -125,6 +125,11 @@ class Quantizer(nn.Module, ABC):
         return 0
 
     @property
+    def asymmetric(self) -> bool:
+        """Whether the code of zero is chosen, and not always 0."""
+        return False
+
+    @property
     def is_sign(self) -> bool:
         """Whether the codes are the signs -1 and 1."""
         return self.bits == 1 and self.signed
@@ -144,6 +149,40 @@ class Quantizer(nn.Module, ABC):
         with torch.no_grad():
             self._set_scale(statistics, method)
         self.initialised = True
+
+    @torch.no_grad()
+    def set_step(self, step: Tensor, zero_point: Tensor | int = 0, signed: bool | None = None) -> None:
+        """Set the step size from outside, as `initialise` does from what was seen.
+
+        Args:
+            step: positive, of the shape of `step()`.
+            zero_point: the code of zero, which only an asymmetric grid can choose.
+            signed: whether the codes are, where the spec leaves it open.
+
+        Raises:
+            InputError: another shape, a step size that is not positive, or a zero point on a symmetric grid.
+
+        Example:
+            >>> from qat_vsam.quant import LSQQuantizer, TensorSpec
+            >>> quantizer = LSQQuantizer(TensorSpec(bits=4), role="activation")
+            >>> quantizer.set_step(torch.tensor(0.5), signed=False)
+            >>> quantizer.codes(torch.tensor([-1.0, 1.0, 9.0]))
+            tensor([ 0,  2, 15], dtype=torch.uint8)
+        """
+        shape = tuple(self.step().shape)
+        if step.shape != shape or not bool(((step > 0) & step.isfinite()).all()):
+            got = f"{tuple(step.shape)}, smallest {step.min().item():g}"
+            raise InputError(explain("step", got, f"positive numbers of shape {shape}", "give one for each scale"))
+        if not self.asymmetric and int(zero_point) != 0:
+            raise InputError(explain("zero_point", int(zero_point), "0 on a symmetric grid", "use method lsq_plus"))
+        if self.spec.signed is None and signed is not None:
+            self.signed = signed
+        self._store(step, zero_point)
+        self.initialised = True
+
+    @abstractmethod
+    def _store(self, step: Tensor, zero_point: Tensor | int = 0) -> None:
+        """Keep this step size, and on an asymmetric grid the code of zero."""
 
     @abstractmethod
     def _register_scale(self, ones: Tensor) -> None:

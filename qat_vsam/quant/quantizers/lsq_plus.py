@@ -47,6 +47,10 @@ class LSQPlusQuantizer(Quantizer):
         return power_of_two(own) if self.spec.power_of_two else own
 
     @property
+    def asymmetric(self) -> bool:
+        return True
+
+    @property
     def zero_point(self) -> Tensor:
         return integer_zero_point(self.step(), self._shaped(self.offset), self.q_max)
 
@@ -60,3 +64,7 @@ class LSQPlusQuantizer(Quantizer):
         step = (high - low) / self.q_max
         self.step_size.copy_(torch.where(step > 0, step, 1.0))
         self.offset.copy_(low)
+
+    def _store(self, step: Tensor, zero_point: Tensor | int = 0) -> None:
+        self.step_size.copy_(step)
+        self.offset.copy_(-step * zero_point)

@@ -30,7 +30,10 @@ class MeasuredQuantizer(Quantizer):
         return lsq_quantize(x, self.step(), *self.levels, compiled=self.compiled, surrogate=surrogate)
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
-        self.current_scale.copy_(self._scale_of(statistics))
+        self._store(self._scale_of(statistics))
+
+    def _store(self, step: Tensor, zero_point: Tensor | int = 0) -> None:
+        self.current_scale.copy_(step)
 
     @abstractmethod
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:

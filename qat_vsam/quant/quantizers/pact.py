@@ -56,4 +56,7 @@ class PACTQuantizer(Quantizer):
 
     def _set_scale(self, statistics: TensorStatistics, method: StepSizeMethod) -> None:
         step = statistics.mean_magnitude if self.is_sign else initial_step_size(statistics, *self.levels, method)
-        self.clip_value.copy_(torch.where(step > 0, step, 1.0) * self.levels[1])
+        self._store(torch.where(step > 0, step, 1.0))
+
+    def _store(self, step: Tensor, zero_point: Tensor | int = 0) -> None:
+        self.clip_value.copy_(step * self.levels[1])
