@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -121,8 +122,8 @@ def range_step(statistics: TensorStatistics, q_min: float, q_max: float) -> Tens
 def asymmetric_range(statistics: TensorStatistics, q_max: float) -> tuple[Tensor, Tensor]:
     """The range (low, high) around zero, shape (), that an asymmetric grid of Qp + 1 codes represents best.
 
-    Both ends are searched for the least squared error sum (x - x_hat)^2: first by one fraction of what was seen,
-    then each by itself, twice. For zeros it is (0, 0).
+    Both ends are searched for the least squared error sum (x - x_hat)^2: all pairs of coarse fractions of what was
+    seen, then each end by itself, twice. For zeros it is (0, 0).
 
     Args:
         statistics: what was seen, in one for the whole tensor.
@@ -132,8 +133,9 @@ def asymmetric_range(statistics: TensorStatistics, q_max: float) -> tuple[Tensor
     """
     low, high = statistics.minimum.clamp_max(0), statistics.maximum.clamp_min(0)
     least = torch.full_like(low, math.inf)
-    both, first, second = ([(f, f) for f in _COARSE], [(f, 1.0) for f in _FINE], [(1.0, f) for f in _FINE])
-    for fractions in (both, first, second, first, second):
+    pairs = list(itertools.product(_COARSE[::2], repeat=2))
+    first, second = [(f, 1.0) for f in _FINE], [(1.0, f) for f in _FINE]
+    for fractions in (pairs, first, second, first, second):
         centre_low, centre_high = low, high
         for at_low, at_high in fractions:
             new_low, new_high = centre_low * at_low, centre_high * at_high
