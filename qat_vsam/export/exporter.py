@@ -32,17 +32,14 @@ from qat_vsam.export.packed import to_packed
 from qat_vsam.export.proof import Proof, generate_inputs
 from qat_vsam.export.qonnx import build_qonnx
 from qat_vsam.export.runtime import (
-    DISABLED_OPTIMIZERS,
     DISABLED_OPTIMIZERS_KEY,
     SESSION_CONFIG,
-    OnnxRuntime,
 )
-from qat_vsam.quant import list_targets, quant_layers
+from qat_vsam.quant import list_targets
 from qat_vsam.quant.backends.brevitas import is_brevitas
 
 FORMATS = ("onnx", "packed", "qonnx")
 MINIMUM_INPUTS = 1000
-_DEFAULTS_COMPARED = 50
 _QONNX_BATCH = 50
 
 
@@ -71,9 +68,9 @@ def export(
         builder: {"name": ..., "options": {...}}, from which a packed file can rebuild its model; None takes
             `model.builder`. Without one, `verify` and `load_packed` need the architecture as `model=`.
         check_inputs: real inputs to compare on, shape (M, ...); None takes `sample`.
-        target: "onnxruntime" asks for an ONNX file that passes in a session with every graph optimizer on,
-            which is the fastest; where it does not, and for any other target, `Proof.disabled_optimizers`
-            names what a session has to leave out. No other runtime is run; the notes of the proof say so.
+        target: "onnxruntime" keeps the biases of quantized layers inside of them, which is faster there, if the
+            file passes its proof although onnxruntime then rounds them; otherwise they are added behind the layers.
+            No other runtime is run; the notes of the proof say so.
         minimum_inputs: fewer inputs are filled up to this number by `generate_inputs`, and the proof says so.
 
     Raises:
@@ -120,7 +117,7 @@ def export(
             generated_inputs=generated,
             bytes=len(data),
             disabled_optimizers=artifact.runtime.disabled_optimizers,
-            notes=tuple(_notes(artifact, data, inputs, comparison.logits, generated, figures, target)),
+            notes=tuple(_notes(artifact, inputs, generated, figures, target)),
             **figures,
         )
         proof.raise_if_failed(str(path))
@@ -150,16 +147,11 @@ def _write_candidates(
         write(place, build_qonnx(model, inputs[:_QONNX_BATCH]))
         yield load_qonnx_artifact(place)
         return
-    graph = build_onnx(model, inputs[:2])
-    # that optimizer works where both sides of a product are integers
-    on_integers = any(layer.input_quantizer is not None for _, layer in quant_layers(model))
-    sessions: list[tuple[str, ...]] = [DISABLED_OPTIMIZERS] if on_integers else [()]
-    if on_integers and target == "onnxruntime":
-        sessions.insert(0, ())
-    for disabled in sessions:
-        onnx.helper.set_model_props(graph, {DISABLED_OPTIMIZERS_KEY: ",".join(disabled)})
+    for biases_apart in (False, True) if target == "onnxruntime" else (True,):
+        graph = build_onnx(model, inputs[:2], biases_apart)
+        onnx.helper.set_model_props(graph, {DISABLED_OPTIMIZERS_KEY: ""})
         write(place, graph.SerializeToString())
-        yield load_onnx_artifact(place, disabled)
+        yield load_onnx_artifact(place, ())
 
 
 def _check_inputs(sample: Tensor, check_inputs: Tensor | None, minimum: int) -> tuple[Tensor, int]:
@@ -176,9 +168,7 @@ def _check_inputs(sample: Tensor, check_inputs: Tensor | None, minimum: int) -> 
 
 def _notes(
     artifact: Artifact,
-    data: bytes,
     inputs: Tensor,
-    logits: Tensor,
     generated: int,
     figures: Mapping[str, Any],
     target: str | None,
@@ -197,11 +187,3 @@ def _notes(
         return
     entries = ", ".join(f"{key}={value}" for key, value in SESSION_CONFIG.items())
     yield f"the session sets {entries}, without which x86 processors that lack VNNI saturate 8-bit products"
-    if artifact.runtime.disabled_optimizers:
-        few = slice(_DEFAULTS_COMPARED)
-        difference = (OnnxRuntime(data, None, ())(inputs[few]) - logits[few]).abs().mean().item()
-        names = ", ".join(artifact.runtime.disabled_optimizers)
-        yield (
-            f"with {names} left on, onnxruntime is faster but rounds biases: the mean logit difference is "
-            f"then {difference:.2g} on {len(logits[few])} inputs at spread {spread:.2g}"
-        )

@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it, exactly, on the ONNX graph.
+"""Batch norm folded into the layer before it, exactly, on the ONNX graph; and biases taken out of products of codes.
 
     y = gamma (conv(x, s_w w) + b - mean) / sqrt(var + eps) + beta
       = conv(x, |f| s_w sign(f) w) + (b - mean) f + beta,         f = gamma / sqrt(var + eps)
@@ -26,6 +26,34 @@ def fold_batch_norms(graph: ir.Graph) -> None:
     for norm in list(graph):
         if norm.op_type == "BatchNormalization":
             _fold(graph, norm)
+
+
+def separate_biases(graph: ir.Graph) -> None:
+    """Write conv(x, w) + b for conv(x, w, b) where x and w are integer codes times scales; in place.
+
+    onnxruntime rounds a bias inside of such a layer to multiples of s_x s_w, which training has not seen; an addition
+    behind it is computed as it stands.
+    """
+    for layer in list(graph):
+        if layer.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(layer.inputs) < 3:
+            continue
+        x, weight, old_bias = layer.inputs
+        bias = _constant(old_bias)
+        if bias is None or not all(_is_dequantized(value) for value in (x, weight)):
+            continue
+        if layer.op_type != "Gemm":
+            assert weight is not None
+            assert weight.shape is not None
+            bias = bias.reshape(-1, *[1] * (len(weight.shape) - 2))
+        product = ir.Node("", layer.op_type, [x, weight], list(layer.attributes.values()))
+        total = ir.Node("", "Add", [product.outputs[0], _initializer(graph, old_bias, bias)])
+        old, new = layer.outputs[0], total.outputs[0]
+        product.outputs[0].name = _free_name(graph, old)
+        product.outputs[0].type, product.outputs[0].shape = old.type, old.shape
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        graph.insert_after(layer, [product, total])
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(layer, safe=True)
 
 
 def settle_initializers(graph: ir.Graph) -> None:
@@ -73,6 +101,17 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     graph.insert_after(layer, replacement)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove([norm, layer], safe=True)
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a value is what a DequantizeLinear gives, but for its shape and margins."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return True
+        if node.op_type not in ("Pad", "Transpose", "Reshape", "Flatten", "MaxPool"):
+            return False
+        value = node.inputs[0]
+    return False
 
 
 def _may_absorb(layer: ir.Node) -> bool:

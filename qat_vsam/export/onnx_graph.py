@@ -3,6 +3,7 @@
     activations    QuantizeLinear -> Clip (on the integers, below 8 bits) -> DequantizeLinear
     weights        int8 codes as initializer -> DequantizeLinear, one scale for each output channel
     batch norm     folded into those scales and the bias, see `fold.py`
+    bias           added behind the product of codes, where onnxruntime does not round it
 
 Each quantized layer is written with two operators of our own, which `torch.export` carries through any
 functional structure around them (additions, padding, slicing), and which become the nodes above in the end.
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
-from qat_vsam.export.fold import fold_batch_norms, settle_initializers
+from qat_vsam.export.fold import fold_batch_norms, separate_biases, settle_initializers
 from qat_vsam.export.integer import IntegerLayer, IntegerTensor, integer_model
 from qat_vsam.export.repeats import remove_repeats
 from qat_vsam.quant.borders import borders, is_border, put_at
@@ -116,7 +117,7 @@ class _TracedTensor(nn.Module):
         return torch.ops.qat_vsam.fake_quantize(x, scale, grid.lowest, grid.highest, grid.stride, grid.zero_point)
 
 
-def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
+def build_onnx(model: nn.Module, sample: Tensor, biases_apart: bool = True) -> onnx.ModelProto:
     """The ONNX graph of a fake-quantized, weight-only or float model.
 
     The graph has one input, `input`, and one output, `logits`; the batch axis is free.
@@ -124,6 +125,7 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     Args:
         model: maps one tensor to one tensor; prepared and calibrated, or float.
         sample: a batch of its input, shape (N, ...); only shape and type count.
+        biases_apart: add the biases of quantized layers behind them, see `fold.separate_biases`.
 
     Raises:
         InputError: the model cannot be traced, or a layer cannot be written as integers.
@@ -172,6 +174,8 @@ def build_onnx(model: nn.Module, sample: Tensor) -> onnx.ModelProto:
     _name_tensors(graph.graph)
     fold_batch_norms(graph.graph)
     remove_repeats(graph.graph)
+    if biases_apart:
+        separate_biases(graph.graph)
     for tidy in (
         RemoveUnusedNodesPass(),
         ClearMetadataAndDocStringPass(),  # stack traces of this machine
