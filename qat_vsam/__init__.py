@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from qat_vsam.quant import TensorSpec as TensorSpec
     from qat_vsam.quant import analyse as analyse
     from qat_vsam.quant import calibrate as calibrate
+    from qat_vsam.quant import correct_bias as correct_bias
     from qat_vsam.quant import freeze_batch_norm as freeze_batch_norm
     from qat_vsam.quant import operations_between as operations_between
     from qat_vsam.quant import param_groups as param_groups
@@ -121,6 +122,7 @@ _PUBLIC = {
     "analyse": ("quant", "analyse"),
     "calibrate": ("quant", "calibrate"),
     "compare": ("recipes", "compare"),
+    "correct_bias": ("quant", "correct_bias"),
     "evaluate": ("evaluate", None),
     "export": ("export", None),
     "fit": ("train", "fit"),

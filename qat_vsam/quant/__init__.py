@@ -2,6 +2,7 @@
 
 from qat_vsam.quant.between import operations_between
 from qat_vsam.quant.calibrate import calibrate
+from qat_vsam.quant.correction import correct_bias
 from qat_vsam.quant.functional import (
     dequantize,
     lsq_quantize,
@@ -75,6 +76,7 @@ __all__ = [
     "TensorStatistics",
     "analyse",
     "calibrate",
+    "correct_bias",
     "dequantize",
     "describe_targets",
     "freeze_batch_norm",

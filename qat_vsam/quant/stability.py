@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.quant.modes import evaluating, inputs_of
+from qat_vsam.quant.moments import ChannelMoments
 
 
 def freeze_batch_norm(model: nn.Module, step: int) -> None:
@@ -43,32 +44,6 @@ def freeze_batch_norm(model: nn.Module, step: int) -> None:
                 module.eval()
 
 
-class _Moments:
-    """Count, sum and sum of squares of each channel, in float64, around the first batch's mean."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.shift: Tensor | None = None
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def update(self, x: Tensor) -> None:
-        values = x.detach().transpose(0, 1).reshape(x.shape[1], -1).double()
-        if self.shift is None:
-            self.shift = values.mean(1)
-        values = values - self.shift[:, None]
-        self.count += values.shape[1]
-        self.total = self.total + values.sum(1)
-        self.squares = self.squares + values.square().sum(1)
-
-    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
-        if self.shift is None:
-            raise ValueError("no values were seen yet")
-        offset = torch.as_tensor(self.total) / self.count
-        spread = torch.as_tensor(self.squares) - self.count * offset.square()
-        return self.shift + offset, spread.clamp_min(0) / max(self.count - 1, 1)
-
-
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches: int | None = None) -> None:
     """Set every batch norm's running mean and variance to those of all given batches together.
@@ -95,7 +70,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches:
     ]
     if not norms:
         return
-    moments = {norm: _Moments() for norm in norms}
+    moments = {norm: ChannelMoments() for norm in norms}
     before = {norm: {name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms}
     try:
         with evaluating(model), ExitStack() as stack:
@@ -117,5 +92,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches:
             norm.running_var.copy_(variance)
 
 
-def _note(moments: _Moments) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda module, arguments: moments.update(arguments[0])
+def _note(moments: ChannelMoments) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        moments.update(arguments[0])
+
+    return note
