@@ -89,6 +89,7 @@ class QuantSection(Section):
     backend: Literal["own", "brevitas"] = "own"
     calibration: Literal["mse", "lsq", "torchao-minmax", "torchao-mse"] = "mse"
     calibration_images: Annotated[int, Field(ge=1)] = 1024
+    correct_bias: bool = False
 
 
 class OptimizerSection(Section):

@@ -20,7 +20,7 @@ from qat_vsam.data import Batches, Dataset, Split, load_dataset
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.optim import FAMILY, SharpnessAware
-from qat_vsam.quant import LayerRule, QuantSpec, calibrate, param_groups, prepare, set_compiled
+from qat_vsam.quant import LayerRule, QuantSpec, calibrate, correct_bias, param_groups, prepare, set_compiled
 from qat_vsam.quant.backends.brevitas import check_brevitas, to_brevitas
 from qat_vsam.quant.observers import TORCHAO_METHODS, check_observed
 from qat_vsam.train import DISTILLATION_LOSSES
@@ -125,7 +125,10 @@ def quantize_model(recipe: Recipe, model: nn.Module, images: Batches) -> str:
     first, _ = next(iter(images))
     summary = prepare(model, spec, sample=first[:2])
     wanted = -(-recipe.quant.calibration_images // images.batch_size)
-    calibrate(model, images, max_batches=min(wanted, len(images)), method=recipe.quant.calibration)
+    batches = min(wanted, len(images))
+    calibrate(model, images, max_batches=batches, method=recipe.quant.calibration)
+    if recipe.quant.correct_bias:
+        correct_bias(model, images, max_batches=batches)
     set_compiled(model, recipe.train.compile_quantizers)
     return str(summary)
 

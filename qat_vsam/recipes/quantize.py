@@ -66,7 +66,7 @@ def quantize_recipe(
                 "augment": "crop_flip" if data.startswith("cifar") else None,
                 "options": data_options,
             },
-            "quant": {"bits": bits, "target": target, "keep": keep or []},
+            "quant": {"bits": bits, "target": target, "keep": keep or [], "correct_bias": True},
             "optimizer": FINE_TUNING,
             "train": {"epochs": epochs, "distill": distill},
             "export": ["packed", "onnx"],

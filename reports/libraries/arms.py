@@ -56,6 +56,12 @@ def ours(model: nn.Module, bits: str, batches: Sequence[Tensor]) -> nn.Module:
     return model
 
 
+def ours_corrected(model: nn.Module, bits: str, batches: Sequence[Tensor]) -> nn.Module:
+    """The same, with the means and spreads of channels given back."""
+    qv.correct_bias(ours(model, bits, batches), batches)
+    return model
+
+
 def brevitas(model: nn.Module, bits: str, batches: Sequence[Tensor]) -> nn.Module:
     """brevitas' layers on the step sizes that our calibration found, as `quant.backend: brevitas` makes them."""
     return to_brevitas(ours(model, bits, batches)).to(memory_format=torch.channels_last)
@@ -92,6 +98,7 @@ def aimet_our_steps(model: nn.Module, bits: str, batches: Sequence[Tensor]) -> n
 Arm = Callable[[nn.Module, str, Sequence[Tensor]], nn.Module]
 ARMS: dict[str, Arm] = {
     "ours": ours,
+    "ours-corrected": ours_corrected,
     "brevitas": brevitas,
     "aimet": aimet,
     "aimet-asymmetric": aimet_asymmetric,

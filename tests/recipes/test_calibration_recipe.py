@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,20 @@ def test_what_no_observer_can_calibrate_is_said_before_any_data_is_read(
 def test_an_unknown_calibration_is_refused_with_the_nearest(small_recipe: Callable[..., config.Recipe]) -> None:
     with pytest.raises(ConfigError, match=r"quant\.calibration: got 'torchao-minmx'; .*did you mean torchao-minmax"):
         small_recipe(quant={"calibration": "torchao-minmx"})
+
+
+def test_a_recipe_corrects_the_channels_of_its_network_if_asked(small_recipe: Callable[..., config.Recipe]) -> None:
+    def prepared(correct: bool) -> tuple[torch.nn.Module, torch.nn.Module, torch.Tensor]:
+        recipe = small_recipe(quant={"bits": "w2a2", "correct_bias": correct})
+        model = assemble.float_model(recipe, None)
+        calibration = assemble.loaders(recipe, assemble.dataset(recipe, None)).calibration
+        x = torch.cat([images for images, _ in calibration])
+        in_float = copy.deepcopy(model)
+        assemble.quantize_model(recipe, model, calibration)
+        return model.eval(), in_float.eval(), x
+
+    errors = []
+    for correct in (False, True):
+        model, in_float, x = prepared(correct)
+        errors.append((model(x).mean(0) - in_float(x).mean(0)).abs().max().item())
+    assert errors[1] < 0.1 * errors[0]
