@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -54,6 +54,9 @@ __all__ = [
 ]
 
 
+ExportFormat: TypeAlias = Literal["onnx", "packed", "qonnx"]
+
+
 class Recipe(Section):
     """One run."""
 
@@ -68,7 +71,7 @@ class Recipe(Section):
     quant: QuantSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
-    export: list[Literal["onnx", "packed", "qonnx"]] = Field(default_factory=list)
+    export: list[ExportFormat] = Field(default_factory=list)
     init_from: str | None = None
 
     @property

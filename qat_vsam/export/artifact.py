@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,12 @@ def load_packed_artifact(path: Path, architecture: nn.Module) -> Artifact:
     return Artifact(PackedRuntime(model), IntegerProbe(model), weights)
 
 
-def load_onnx_artifact(path: Path, disabled_optimizers: Sequence[str]) -> Artifact:
+def load_onnx_artifact(path: Path) -> Artifact:
     """An ONNX file in onnxruntime. Codes are seen in a copy, logits come from the file itself."""
     data = path.read_bytes()
-    runtime = OnnxRuntime(data, None, disabled_optimizers, str(path))
+    runtime = OnnxRuntime(data, None, (), str(path))
     weights = weight_codes(ir.from_proto(onnx.load_model_from_string(data)).graph)
-    return Artifact(runtime, OnnxProbe(data, disabled_optimizers), weights)
+    return Artifact(runtime, OnnxProbe(data), weights)
 
 
 def load_qonnx_artifact(path: Path) -> Artifact:

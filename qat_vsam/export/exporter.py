@@ -31,10 +31,7 @@ from qat_vsam.export.onnx_graph import build_onnx
 from qat_vsam.export.packed import to_packed
 from qat_vsam.export.proof import Proof, generate_inputs
 from qat_vsam.export.qonnx import build_qonnx
-from qat_vsam.export.runtime import (
-    DISABLED_OPTIMIZERS_KEY,
-    SESSION_CONFIG,
-)
+from qat_vsam.export.runtime import DISABLED_OPTIMIZERS_KEY, SESSION_CONFIG
 from qat_vsam.quant import list_targets
 from qat_vsam.quant.backends.brevitas import is_brevitas
 
@@ -151,7 +148,7 @@ def _write_candidates(
         graph = build_onnx(model, inputs[:2], biases_apart)
         onnx.helper.set_model_props(graph, {DISABLED_OPTIMIZERS_KEY: ""})
         write(place, graph.SerializeToString())
-        yield load_onnx_artifact(place, ())
+        yield load_onnx_artifact(place)
 
 
 def _check_inputs(sample: Tensor, check_inputs: Tensor | None, minimum: int) -> tuple[Tensor, int]:

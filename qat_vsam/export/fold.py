@@ -47,13 +47,9 @@ def separate_biases(graph: ir.Graph) -> None:
             bias = bias.reshape(-1, *[1] * (len(weight.shape) - 2))
         product = ir.Node("", layer.op_type, [x, weight], list(layer.attributes.values()))
         total = ir.Node("", "Add", [product.outputs[0], _initializer(graph, old_bias, bias)])
-        old, new = layer.outputs[0], total.outputs[0]
-        product.outputs[0].name = _free_name(graph, old)
-        product.outputs[0].type, product.outputs[0].shape = old.type, old.shape
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        graph.insert_after(layer, [product, total])
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove(layer, safe=True)
+        old, between = layer.outputs[0], product.outputs[0]
+        between.name, between.type, between.shape = _free_name(graph, old), old.type, old.shape
+        _replace(graph, [layer], [product, total])
 
 
 def settle_initializers(graph: ir.Graph) -> None:
@@ -96,22 +92,30 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     folded = ((old_bias.astype(np.float64) - mean) * factor + beta).astype(np.float32)
     bias = _initializer(graph, parameters[1] if not rest or rest[0] is None else rest[0], folded)
     replacement = ir.Node("", layer.op_type, [x, scaled, bias], list(layer.attributes.values()))
-    old, new = norm.outputs[0], replacement.outputs[0]
+    _replace(graph, [layer, norm], [replacement])
+
+
+def _replace(graph: ir.Graph, nodes: list[ir.Node], by: list[ir.Node]) -> None:
+    """Put a chain of nodes in the place of another; the last one's result goes by the old name."""
+    old, new = nodes[-1].outputs[0], by[-1].outputs[0]
     new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_after(layer, replacement)
+    graph.insert_after(nodes[0], by)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove([norm, layer], safe=True)
+    graph.remove(nodes[::-1], safe=True)
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
     """Whether a value is what a DequantizeLinear gives, but for its shape and margins."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type == "DequantizeLinear":
-            return True
-        if node.op_type not in ("Pad", "Transpose", "Reshape", "Flatten", "MaxPool"):
-            return False
+    value = trace_back(value, ("Pad", "Transpose", "Reshape", "Flatten", "MaxPool"))
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def trace_back(value: ir.Value | None, through: tuple[str, ...]) -> ir.Value | None:
+    """What a value was made from by such operators, along their first inputs."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in through:
         value = node.inputs[0]
-    return False
+    return value
 
 
 def _may_absorb(layer: ir.Node) -> bool:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
-from qat_vsam.export.fold import fold_batch_norms, separate_biases, settle_initializers
+from qat_vsam.export.fold import fold_batch_norms, separate_biases, settle_initializers, trace_back
 from qat_vsam.export.integer import IntegerLayer, IntegerTensor, integer_model
 from qat_vsam.export.repeats import remove_repeats
 from qat_vsam.quant.borders import borders, is_border, put_at
@@ -240,9 +240,9 @@ def layer_inputs(graph: ir.Graph) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in graph:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            layer = layer_of(_trace_back(node.inputs[1], ("Transpose", "Reshape", "DequantizeLinear")))
+            layer = layer_of(_name_behind(node.inputs[1], ("Transpose", "Reshape", "DequantizeLinear")))
             if layer is not None:
-                value = _trace_back(node.inputs[0], ("Pad", "DequantizeLinear"))
+                value = _name_behind(node.inputs[0], ("Pad", "DequantizeLinear"))
                 found.setdefault(layer, []).append(value)
     return found
 
@@ -272,7 +272,6 @@ def layer_of(initializer: str) -> str | None:
     return ".".join(path) if last == "weight_codes" else None
 
 
-def _trace_back(value: ir.Value | None, through: tuple[str, ...]) -> str:
-    while value is not None and (node := value.producer()) is not None and node.op_type in through:
-        value = node.inputs[0]
+def _name_behind(value: ir.Value | None, through: tuple[str, ...]) -> str:
+    value = trace_back(value, through)
     return "" if value is None else str(value.name)

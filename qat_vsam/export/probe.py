@@ -7,7 +7,7 @@ further down. A difference then stays in the layer that makes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -109,7 +109,7 @@ class IntegerProbe:
 class OnnxProbe:
     """A `Probe` of an ONNX graph: a copy whose codes come from outside, while those it makes go outside."""
 
-    def __init__(self, data: bytes, disabled_optimizers: Sequence[str]) -> None:
+    def __init__(self, data: bytes) -> None:
         model = ir.from_proto(onnx.load_model_from_string(data))
         graph = model.graph
         self._input = str(graph.inputs[0].name)
@@ -126,7 +126,7 @@ class OnnxProbe:
                 for consumer, position in list(value.uses()):
                     if consumer.op_type == "DequantizeLinear":
                         consumer.replace_input_with(position, outside)
-        self._runtime = OnnxRuntime(ir.to_proto(model).SerializeToString(), None, disabled_optimizers)
+        self._runtime = OnnxRuntime(ir.to_proto(model).SerializeToString(), None, ())
 
     def __call__(self, x: Tensor, given: LayerInputs) -> LayerInputs:
         feeds = {self._input: x}

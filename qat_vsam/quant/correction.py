@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.quant.groups import tracks_statistics
 from qat_vsam.quant.layers import QuantLayer, quant_layers
 from qat_vsam.quant.modes import evaluating, inputs_of, quantizers_off
 from qat_vsam.quant.moments import ChannelMoments
@@ -64,7 +65,7 @@ def correct_bias(model: nn.Module, batches: Iterable[Any], max_batches: int | No
     if not any(True for _ in quant_layers(model)):
         advice = "call prepare(model, spec) and calibrate(model, batches)"
         raise InputError(explain("model", "no quantized layer", "a prepared model", advice))
-    places = [_Place(module) for module in model.modules() if _is_batch_norm(module) or _has_bias(module)]
+    places = [_Place(module) for module in model.modules() if tracks_statistics(module) or _has_bias(module)]
     with evaluating(model):
         for x in inputs_of(batches, model, max_batches):
             with ExitStack() as stack, quantizers_off(model):
@@ -81,10 +82,6 @@ def correct_bias(model: nn.Module, batches: Iterable[Any], max_batches: int | No
         place.settle()
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-
-
 def _has_bias(module: nn.Module) -> bool:
     return isinstance(module, QuantLayer) and isinstance(getattr(module, "bias", None), Tensor)
 
@@ -96,14 +93,14 @@ class _Place:
         self.module = module
         # a linear layer's channels come last; a convolution's before its image, which may lack the batch axis
         is_linear = isinstance(module, nn.Linear)
-        self.axis = 1 if _is_batch_norm(module) else -1 if is_linear else -1 - len(module.kernel_size)
+        self.axis = 1 if tracks_statistics(module) else -1 if is_linear else -1 - len(module.kernel_size)
         self.calls = 0
         self.pooled = {"float": ChannelMoments(self.axis), "quantized": ChannelMoments(self.axis)}
         self._pending: list[tuple[Tensor, Tensor]] = []
 
     def hook(self, function: Callable[[Tensor], Tensor]) -> Any:
         """Let a function see, and replace, a batch norm's input or a layer's output."""
-        if _is_batch_norm(self.module):
+        if tracks_statistics(self.module):
             return self.module.register_forward_pre_hook(lambda _, arguments: (function(arguments[0]),))
         return self.module.register_forward_hook(lambda _, arguments, y: function(y))
 
@@ -125,7 +122,7 @@ class _Place:
             return
         in_float, quantized = (self.pooled[run].mean_and_variance() for run in ("float", "quantized"))
         gain, mean, mean_in_float = self._gain(in_float, quantized)
-        if not _is_batch_norm(self.module):
+        if not tracks_statistics(self.module):
             self.module.bias.add_((mean_in_float - mean).to(self.module.bias.dtype))
             return
         epsilon = self.module.eps
@@ -135,7 +132,7 @@ class _Place:
 
     def _gain(self, in_float: tuple[Tensor, Tensor], quantized: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         (mean_in_float, variance_in_float), (mean, variance) = in_float, quantized
-        if not _is_batch_norm(self.module):
+        if not tracks_statistics(self.module):
             return torch.ones_like(mean), mean, mean_in_float
         gain = ((variance_in_float + self.module.eps) / (variance + self.module.eps)).sqrt()
         return gain.clamp(1 / _LARGEST_GAIN, _LARGEST_GAIN), mean, mean_in_float

@@ -63,6 +63,11 @@ def _role(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
     return "bias" if name.endswith("bias") and not is_norm(module) else "norm"
 
 
+def tracks_statistics(module: nn.Module) -> bool:
+    """Whether the module is a batch norm with a running mean and variance."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether the module is a normalisation layer of PyTorch, or a subclass of one."""
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -66,14 +66,13 @@ class _LearnedOffset(torch.autograd.Function):
         ctx.constants = (q_max, gradient_factor)
         q = (wide(x) / scale).round_().clamp_(-zero_point, q_max - zero_point)
         ctx.save_for_backward(x, scale, zero_point)
-        x_hat = (q * scale).to(x.dtype)
         if not worth_keeping(q):
-            return (x_hat,)
+            return (q.mul_(scale).to(x.dtype),)
         origin = (128.0 if q_max > 127 else 0.0) - zero_point
         places = (q - origin).to(torch.int8)
         ctx.mark_non_differentiable(places, origin)
         ctx.set_materialize_grads(False)
-        return x_hat, places, origin
+        return q.mul_(scale).to(x.dtype), places, origin
 
     @staticmethod
     @once_differentiable

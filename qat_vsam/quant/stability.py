@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.quant.groups import tracks_statistics
 from qat_vsam.quant.modes import evaluating, inputs_of
 from qat_vsam.quant.moments import ChannelMoments
 
@@ -38,7 +39,7 @@ def freeze_batch_norm(model: nn.Module, step: int) -> None:
     Reference: arXiv 1806.08342, section 3.2.
     """
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        if tracks_statistics(module):
             after = getattr(module, "freeze_after", None)
             if after is not None and step >= after:
                 module.eval()
@@ -63,11 +64,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches:
 
     Reference: arXiv 2105.07576 (precise batch norm).
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
+    norms: list[Any] = [module for module in model.modules() if tracks_statistics(module)]
     if not norms:
         return
     moments = {norm: ChannelMoments() for norm in norms}

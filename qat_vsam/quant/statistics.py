@@ -29,7 +29,6 @@ class TensorStatistics:
 
     def __init__(self, per_channel: bool = False, sampling: bool = True) -> None:
         self.per_channel = per_channel
-        self.sampling = sampling
         self.count = 0
         self._minimum: Tensor | None = None
         self._maximum: Tensor | None = None
@@ -52,7 +51,7 @@ class TensorStatistics:
             self._maximum = torch.maximum(self._maximum, high)
             self._magnitude = self._magnitude + magnitude
         self.count += rows.shape[1]
-        if not self.sampling:
+        if self._generator is None:
             return
         if not self.per_channel and rows.shape[1] > _SAMPLE_PER_UPDATE:
             picks = torch.randint(rows.shape[1], (_SAMPLE_PER_UPDATE,), generator=self._generator)

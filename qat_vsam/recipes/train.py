@@ -12,12 +12,12 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qat_vsam.config import Recipe, dump_yaml, fingerprint, load_recipe
+from qat_vsam.config import ExportFormat, Recipe, dump_yaml, fingerprint, load_recipe
 from qat_vsam.data import Batches
 from qat_vsam.errors import CheckpointError, explain
 from qat_vsam.evaluate import Size, accuracy, latency, model_size
@@ -27,7 +27,6 @@ from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
 from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
 
-ExportFormat: TypeAlias = Literal["onnx", "packed", "qonnx"]
 EXPORT_NAMES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
     "packed": "model.packed.safetensors",
