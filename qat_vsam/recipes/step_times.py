@@ -27,7 +27,7 @@ from qat_vsam.recipes.benchmark import torch_threads
 from qat_vsam.recipes.events import Listener
 
 WARMUP_ROUNDS = 1
-# After ten steps VSAM at its default budget of 1.15 has paid for exactly three halves of a batch.
+# After ten steps VSAM at its default budget of 1.15 has paid for exactly six quarters of a batch.
 PERIOD = 10
 
 # model, its options, (B, C, H, W)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -17,9 +20,9 @@ from qat_vsam.optim.schedule import Schedule
 from qat_vsam.optim.sharpness_aware import SharpnessAware
 from qat_vsam.optim.variance_schedule import VarianceSchedule
 
-_METHODS = {"part": (Part, 0.5), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
+_METHODS = {"part": (Part, 0.25), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SCHEDULES = ("budget", "variance")
-_RHO, _PUBLISHED_RHO, _PUBLISHED_REUSE = 0.15, 0.05, 0.7
+_PUBLISHED_RHO, _PUBLISHED_REUSE = 0.05, 0.7
 
 
 class VSAM(SharpnessAware):
@@ -42,15 +45,16 @@ class VSAM(SharpnessAware):
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius. What a step without second gradient leaves out, a larger radius makes up for: a good one is about
-            SAM's divided by the share of steps that pay, 0.3 by default. None: 0.15, or 0.05 for "variance".
+        rho: Radius. None: sqrt(lr), or 0.05 for "variance". SGD's own noise spreads the weights around a minimum in
+            proportion to the root of the learning rate, so this reaches as far as they wander anyway. What a step
+            without second gradient leaves out, a larger radius makes up for.
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
-        share: q. Default 1/2 for "part", 1/4 for "ascend_part", 1 for "interval".
+        share: q. None: 1/4, or what the budget needs if that is more; 1 for "interval".
         interval: Pay at every interval-th step; then the budget is 1 + share / interval, whatever was given.
-        reuse: gamma. None: no reuse, or the published 0.7 for "variance". An old h costs one tensor per parameter, and
-            made runs with quantized weights diverge at learning rates that SAM bears; with it rho is that of SAM.
+        reuse: gamma. None: no reuse, or the published 0.7 for "variance". Costs one tensor per parameter; with it a good
+            rho is about half as large.
         total_steps: Length of the run, for spend="early".
         spend: "evenly", "early" (all in the first 0.6 of the run) or "learning_rate" (in proportion to it).
         warmup_steps: Steps of plain SAM at the beginning; "variance" needs it (published: those of 3 epochs).
@@ -79,8 +83,8 @@ class VSAM(SharpnessAware):
 
     Caveats:
         "part" also cuts batch norm's batch in two, which alone changes results: compare with `SplitSGD`.
-        Cost is not time: on small tensors three passes take longer than their share. `rho` needs tuning as
-        for SAM. "variance" with bias="relative" drifts to its cap on noise alone, and adapts over windows of
+        Cost is not time: on small tensors three passes take longer than their share; share=0.5 makes fewer of
+        them. Where SAM does not pay, neither does this. "variance" with bias="relative" drifts to its cap on noise alone, and adapts over windows of
         50 steps, too slowly for short runs.
 
     Reference: arXiv 2403.08821 (schedule "variance", reuse); the second gradient on part of a batch follows
@@ -117,7 +121,8 @@ class VSAM(SharpnessAware):
             raise ConfigError(explain("method", repr(method), "a method", did_you_mean(str(method), _METHODS)))
         build_method, default_share = _METHODS[method]
         if schedule == "budget":
-            share = default_share if share is None else share
+            if share is None:
+                share = default_share if interval is not None else max(default_share, min(gradient_budget - 1, 1.0))
             if interval is not None:
                 if interval < 1:
                     raise ConfigError(explain("interval", interval, "a number of steps >= 1", "use 2"))
@@ -144,7 +149,7 @@ class VSAM(SharpnessAware):
             raise ConfigError(explain("schedule", repr(schedule), "a schedule", advice))
         published = isinstance(schedule, VarianceSchedule)
         if rho is None:
-            rho = _PUBLISHED_RHO if published else _RHO
+            rho = _PUBLISHED_RHO if published else _radius_of_the_noise(base_optimizer, options)
         if reuse is None:
             reuse = _PUBLISHED_REUSE if published else 0.0
         super().__init__(
@@ -156,3 +161,12 @@ class VSAM(SharpnessAware):
             rho=rho,
             **options,
         )
+
+
+def _radius_of_the_noise(base_optimizer: type[Optimizer], options: Mapping[str, Any]) -> float:
+    """sqrt(lr), the base optimizer's own rate where none is given."""
+    parameters = inspect.signature(base_optimizer).parameters
+    lr = options.get("lr", parameters["lr"].default if "lr" in parameters else None)
+    if isinstance(lr, (int, float, Tensor)):
+        return math.sqrt(max(float(lr), 0.0))  # a negative one is the base optimizer's to refuse
+    raise ConfigError(explain("rho", None, f"a radius, since lr is {lr!r}", "pass rho="))

@@ -29,7 +29,7 @@ class ReferenceBudget(ReferenceSAM):
         gradient: Gradient,
         *,
         budget: Fraction,
-        q: Fraction = Fraction(1, 2),
+        q: Fraction = Fraction(1, 4),
         batch_size: int,
         gamma: float = 0.0,
         ascend_only: bool = False,
