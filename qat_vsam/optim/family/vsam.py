@@ -53,8 +53,8 @@ class VSAM(SharpnessAware):
         method: "part", "ascend_part" or "interval"; "budget" only.
         share: q. None: 1/4, or what the budget needs if that is more; 1 for "interval".
         interval: Pay at every interval-th step; then the budget is 1 + share / interval, whatever was given.
-        reuse: gamma. None: no reuse, or the published 0.7 for "variance". Costs one tensor per parameter; with it a good
-            rho is about half as large.
+        reuse: gamma. None: no reuse, or the published 0.7 for "variance". Costs one tensor per parameter, and
+            wants a rho about half as large.
         total_steps: Length of the run, for spend="early".
         spend: "evenly", "early" (all in the first 0.6 of the run) or "learning_rate" (in proportion to it).
         warmup_steps: Steps of plain SAM at the beginning; "variance" needs it (published: those of 3 epochs).
@@ -82,10 +82,10 @@ class VSAM(SharpnessAware):
         1.15
 
     Caveats:
-        "part" also cuts batch norm's batch in two, which alone changes results: compare with `SplitSGD`.
-        Cost is not time: on small tensors three passes take longer than their share; share=0.5 makes fewer of
-        them. Where SAM does not pay, neither does this. "variance" with bias="relative" drifts to its cap on noise alone, and adapts over windows of
-        50 steps, too slowly for short runs.
+        "part" also cuts batch norm's batch, which alone changes results: compare with `SplitSGD`. Cost is not
+        time: on small tensors three passes take longer than their share; share=0.5 makes fewer of them. Where
+        SAM does not pay, neither does this. "variance" with bias="relative" drifts to its cap on noise alone,
+        and adapts over windows of 50 steps, too slowly for short runs.
 
     Reference: arXiv 2403.08821 (schedule "variance", reuse); the second gradient on part of a batch follows
     arXiv 2010.01412 (m-sharpness) and 2110.08529.
