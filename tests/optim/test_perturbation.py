@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qat_vsam.errors import ConfigError, InputError
-from qat_vsam.optim import S2SAM, SAM
+from qat_vsam.optim import S2SAM, SAM, VSAM
 
 
 class OffsetLinear(nn.Linear):
@@ -187,3 +187,33 @@ def test_a_parameter_without_gradient_in_the_step_before_is_not_displaced_along_
     assert stood[0] == [0.0, 0.0]
     assert stood[1] == pytest.approx([0.5 / 2**0.5] * 2)
     assert stood[2] == pytest.approx([0.5, 0.0])
+
+
+@pytest.mark.parametrize("lr", [0.04, torch.tensor(0.04)])
+def test_the_default_radius_of_vsam_is_the_root_of_the_learning_rate(lr):
+    w = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = VSAM([w], torch.optim.SGD, method="interval", gradient_budget=2.0, lr=lr)
+    moved, gradients = ascent(optimizer, [w], lambda: w.square().sum())
+    torch.testing.assert_close(moved[0], 0.2 * gradients[0] / gradients[0].norm())
+    optimizer.param_groups[0]["lr"] = 0.01
+    moved, _ = ascent(optimizer, [w], lambda: w.square().sum())
+    assert moved[0].norm() == pytest.approx(0.2)  # a schedule moves the learning rate alone
+
+
+def test_the_default_radius_of_vsam_follows_the_base_optimizers_own_rate():
+    w = nn.Parameter(torch.ones(2))
+    assert VSAM([w], torch.optim.AdamW).param_groups[0]["rho"] == pytest.approx(1e-3**0.5)
+    assert VSAM([w], torch.optim.AdamW, lr=0.04, rho=0.3).param_groups[0]["rho"] == 0.3
+
+
+def test_a_base_optimizer_without_learning_rate_needs_a_radius():
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {})
+
+        def step(self, closure=None):
+            return None
+
+    w = nn.Parameter(torch.ones(2))
+    with pytest.raises(ConfigError, match=r"^rho: got None; expected a radius.*; pass rho="):
+        VSAM([w], Plain)
