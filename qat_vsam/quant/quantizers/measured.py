@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from qat_vsam.quant.functional import lsq_quantize, power_of_two, sign_quantize
+from qat_vsam.quant.functional import lsq_quantize, positive_scale, power_of_two, sign_quantize
 from qat_vsam.quant.quantizers.base import Quantizer
 from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
 
@@ -20,7 +20,7 @@ class MeasuredQuantizer(Quantizer):
         self.register_buffer("current_scale", ones)
 
     def step(self) -> Tensor:
-        step = self.current_scale.clone()
+        step = positive_scale(self.current_scale)
         return power_of_two(step) if self.spec.power_of_two else step
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
