@@ -257,6 +257,13 @@ MUTANTS = {
         "prepare",
         "test_layers_that_read_one_tensor",
     ),
+    "range-moved-by-every-reader": quant(
+        "sharing",
+        "layer.reads_again = layer is not leader",
+        "layer.reads_again = False",
+        "prepare",
+        "test_readers_of_one_tensor_see_one_range",
+    ),
     "readers-of-other-width-together": quant(
         "sharing",
         "first.setdefault(layer.input_quantizer.spec, layer)",
