@@ -178,6 +178,13 @@ MUTANTS = {
         "methods",
         "test_dorefa_is_its_formula",
     ),
+    "dead-channels-come-to-life": quant(
+        "quantizers/measured",
+        "1.0 if self.code_stride == 1 else 0.0",
+        "1.0",
+        "methods",
+        "test_a_channel_of_zeros",
+    ),
     "dorefa-maximum-without-gradient": quant(
         "quantizers/dorefa",
         "largest = squeezed.abs().amax",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from qat_vsam.quant.functional import lsq_quantize, positive_scale, power_of_two, sign_quantize
@@ -34,6 +35,10 @@ class MeasuredQuantizer(Quantizer):
 
     def _store(self, step: Tensor, zero_point: Tensor | int = 0) -> None:
         self.current_scale.copy_(step)
+
+    def _usable(self, step: Tensor) -> Tensor:
+        """The step size, where it is 0 some other: 1, or next to nothing where zeros would become half of it."""
+        return torch.where(step == 0, 1.0 if self.code_stride == 1 else 0.0, step)
 
     @abstractmethod
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:

@@ -45,4 +45,4 @@ class MinMaxQuantizer(MeasuredQuantizer):
 
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:
         step = statistics.mean_magnitude if self.is_sign else range_step(statistics, *self.levels)
-        return torch.where(step == 0, 1.0, step)
+        return self._usable(step)
