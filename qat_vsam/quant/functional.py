@@ -8,9 +8,9 @@
     d x_hat / ds = q - v        where Qn <= v <= Qp, else Qn or Qp        (times the gradient factor g)
 
 The mask is taken on v, before rounding. The levels q may also be all halves of odd numbers, Qn = -3/2 and Qp = 3/2
-for {-3, -1, 1, 3} s/2: then v is shifted by 1/2 for the rounding. `lsq_quantize` is the fast form, one
-`torch.autograd.Function`; `lsq_quantize_reference` says the same in plain autograd, and the tests hold one against
-the other.
+for {-3, -1, 1, 3} s/2 (arXiv 2502.02631): then v is shifted by 1/2 for the rounding. `lsq_quantize` is the fast form,
+one `torch.autograd.Function`; `lsq_quantize_reference` says the same in plain autograd, and the tests hold one
+against the other.
 
 A scale is a tensor of shape () for a whole tensor, or (C,) for one value for each slice of axis 0.
 Everything is computed in float32 at least: under autocast a bfloat16 input is widened, quantized, and the
@@ -29,17 +29,18 @@ from qat_vsam.quant.compiled import kernels_for
 from qat_vsam.quant.kernels import STRAIGHT_THROUGH, Surrogate, along_axis_0, origin
 from qat_vsam.quant.saved_codes import remember
 
-SMALLEST_STEP = 1e-8
+# a power of two, so that a step size rounded to one is not below it
+SMALLEST_STEP = 2.0**-27
 
 
 def positive_scale(step_size: Tensor) -> Tensor:
-    """max(|s|, 1e-8): a scale that no optimizer step can make negative or zero.
+    """max(|s|, 2^-27): a scale that no optimizer step can make negative or zero.
 
     The gradient is that of |s|, also below the floor, so that a step size pushed there can come back.
 
     Example:
         >>> positive_scale(torch.tensor([-0.5, 0.0]))
-        tensor([5.0000e-01, 1.0000e-08])
+        tensor([5.0000e-01, 7.4506e-09])
     """
     step = wide(step_size)
     magnitude = torch.where(step < 0, -step, step)
@@ -103,6 +104,8 @@ def sign_quantize(x: Tensor, step_size: Tensor, gradient_factor: float = 1.0) ->
         x: tensor of any shape.
         step_size: shape () or (x.shape[0],).
         gradient_factor: scales the gradient of the step size.
+
+    Reference: arXiv 1603.05279 (the grid), 2205.13016 (its size learned).
     """
     scale = positive_scale(_with_gradient_of(step_size * gradient_factor, step_size))
     x_hat = along_axis_0(scale, x) * sign_codes(x).to(scale.dtype)
@@ -116,6 +119,8 @@ def power_of_two(scale: Tensor) -> Tensor:
     Example:
         >>> power_of_two(torch.tensor([0.3, 0.7, 1.0]))
         tensor([0.2500, 0.5000, 1.0000])
+
+    Reference: arXiv 1903.08066, there rounded up.
     """
     return _with_gradient_of(scale, torch.exp2(torch.log2(scale.detach()).round()))
 
@@ -149,7 +154,7 @@ def lsq_quantize(
 ) -> Tensor:
     """x_hat = s clip(round(x / s), Qn, Qp) with the gradients of learned step size quantization.
 
-    s stands for max(|step_size|, 1e-8), see `positive_scale`. The memory format of x is kept. There is no
+    s stands for max(|step_size|, 2^-27), see `positive_scale`. The memory format of x is kept. There is no
     double backward.
 
     Args:

@@ -34,6 +34,7 @@ class QuantLayer(nn.Module):
         weight_quantizer: always there; its first step size is read from the weight.
         input_quantizer: None for weight-only quantization. Layers that read the same tensor may share one.
         input_is_quantized: whether the input comes quantized, by this input quantizer at another module's border.
+        reads_again: whether another layer reads the input before this one; a range that follows has moved then.
         weight_offset: None, or a tensor of the weight's shape that is added behind the weight quantizer. Its
             gradient is the gradient at the quantized weight. Belongs to no state_dict.
     """
@@ -42,6 +43,7 @@ class QuantLayer(nn.Module):
     weight_quantizer: Quantizer
     input_quantizer: Quantizer | None
     input_is_quantized: bool
+    reads_again: bool
     weight_offset: Tensor | None
     _float_class: type[nn.Module]
 
@@ -61,7 +63,7 @@ class QuantLayer(nn.Module):
         self.input_quantizer = None
         if activation_spec is not None:
             self.input_quantizer = make_quantizer(activation_spec, "activation", None, device, dtype)
-        self.input_is_quantized = False
+        self.input_is_quantized = self.reads_again = False
         self.weight_offset = None
         self.initialise_weight_quantizer()
 
@@ -83,7 +85,7 @@ class QuantLayer(nn.Module):
     def to_float(self) -> nn.Module:
         """The float layer again, with the same Parameter objects; weights as they are, not on the grid."""
         layer = take_over(self, self._float_class)
-        for name in ("weight_quantizer", "input_quantizer", "input_is_quantized", "weight_offset"):
+        for name in ("weight_quantizer", "input_quantizer", "input_is_quantized", "reads_again", "weight_offset"):
             # an input quantizer that is None is a plain attribute
             layer._modules.pop(name, None)
             layer.__dict__.pop(name, None)
@@ -132,9 +134,17 @@ class QuantLayer(nn.Module):
         return weight if self.weight_offset is None else weight + self.weight_offset
 
     def _used_input(self, x: Tensor) -> Tensor:
-        if self.input_quantizer is None or self.input_is_quantized:
+        quantizer: Any = self.input_quantizer
+        if quantizer is None or self.input_is_quantized:
             return x
-        x_hat: Tensor = self.input_quantizer(x)
+        held = self.reads_again and quantizer.updates_state
+        if held:
+            quantizer.updates_state = False
+        try:
+            x_hat: Tensor = quantizer(x)
+        finally:
+            if held:
+                quantizer.updates_state = True
         return x_hat
 
 

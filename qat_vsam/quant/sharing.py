@@ -41,6 +41,7 @@ def share_input_quantizers(model: nn.Module, groups: Iterable[list[str]]) -> Non
                 continue
             leader = first.setdefault(layer.input_quantizer.spec, layer)
             layer.input_quantizer = leader.input_quantizer
+            layer.reads_again = layer is not leader
 
 
 def _merged(groups: Iterable[list[str]]) -> list[list[str]]:

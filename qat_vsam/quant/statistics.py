@@ -114,8 +114,14 @@ def initial_step_size(
 
 def range_step(statistics: TensorStatistics, q_min: float, q_max: float) -> Tensor:
     """The smallest step size that clips nothing: max(maximum / Qp, minimum / Qn); 0 for zeros."""
-    step = statistics.maximum.clamp_min(0) / q_max
-    return step if q_min == 0 else torch.maximum(step, statistics.minimum.clamp_max(0) / q_min)
+    step = _reaching(statistics.maximum.clamp_min(0), q_max)
+    return step if q_min == 0 else torch.maximum(step, _reaching(statistics.minimum.clamp_max(0), q_min))
+
+
+def _reaching(value: Tensor, level: float) -> Tensor:
+    """value / level, the next number above it where value / s would round to beyond the level and count as clipped."""
+    step = value / level
+    return torch.where((value / step).abs() > abs(level), step.nextafter(torch.full_like(step, math.inf)), step)
 
 
 def asymmetric_range(statistics: TensorStatistics, q_max: float) -> tuple[Tensor, Tensor]:
@@ -162,9 +168,9 @@ def percentile_step(statistics: TensorStatistics, q_min: float, q_max: float, pe
     """
     ordered, count = statistics.sample.sort(dim=1).values, statistics.sample.shape[1]
     place = round((count - 1) * percentile / 100)
-    step = ordered[:, place].clamp_min(0) / q_max
+    step = _reaching(ordered[:, place].clamp_min(0), q_max)
     if q_min < 0:
-        step = torch.maximum(step, ordered[:, count - 1 - place].clamp_max(0) / q_min)
+        step = torch.maximum(step, _reaching(ordered[:, count - 1 - place].clamp_max(0), q_min))
     return step if statistics.per_channel else step.reshape(())
 
 

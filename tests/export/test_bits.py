@@ -27,6 +27,24 @@ def test_every_length_and_width_comes_back_exactly(count: int, bits: int, grid: 
     assert torch.equal(unpack_codes(packed, count, bits, lowest, stride).long(), codes)
 
 
+@pytest.mark.parametrize(
+    ("codes", "bits", "lowest", "stride", "stream"),
+    [
+        ([-8, 7, 0], 4, -8, 1, [0xF0, 0x08]),
+        ([1, 2, 3, 4, 5], 3, 0, 1, [0b11_010_001, 0b0_101_100_0]),
+        ([-2, -1, 0, 1], 2, -2, 1, [0b11_10_01_00]),
+        ([1, -1, -1, -1, -1, -1, -1, 1, 1], 1, -1, 2, [0b1000_0001, 1]),
+        ([-3, 3], 2, -3, 2, [0b11_00]),
+        ([-128, 127], 8, -128, 1, [0, 255]),
+    ],
+)
+def test_the_first_code_lies_in_the_lowest_bits(codes, bits, lowest, stride, stream) -> None:
+    """Files that were written once stay readable."""
+    packed = pack_codes(torch.tensor(codes), bits, lowest, stride)
+    assert packed.tolist() == stream
+    assert unpack_codes(packed, len(codes), bits, lowest, stride).tolist() == codes
+
+
 @pytest.mark.parametrize(("code", "bits", "lowest", "stride"), [(8, 4, -8, 1), (-9, 4, -8, 1), (0, 1, -1, 2)])
 def test_a_code_outside_its_grid_is_refused(code: int, bits: int, lowest: int, stride: int) -> None:
     with pytest.raises(InputError, match="codes: got"):

@@ -55,6 +55,25 @@ def test_one_layer_equals_over_a_thousand_seeds() -> None:
         torch.testing.assert_close(integer_model(model)(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("seeds", [60, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_it_is_the_fake_quantized_net_bit_for_bit(seeds: int) -> None:
+    """With steps that are powers of two and biases of few digits, no product and no sum is rounded on either side."""
+    nets = {}
+    for bits in ("w2a8", "w3a3", "w4a4", "w8a4", "w8a8"):
+        layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4), nn.Flatten(), nn.Linear(36, 3)
+        nets[bits] = nn.Sequential(*layers).eval()
+        qv.prepare(nets[bits], qv.QuantSpec.preset(bits, power_of_two=True, first_last_bits=int(bits[1])))
+    for seed in range(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        model = list(nets.values())[seed % len(nets)]
+        with torch.no_grad():
+            for parameter in (p for i in (0, 2, 4) for p in (model[i].weight, model[i].bias)):
+                parameter.copy_((torch.randn(parameter.shape, generator=generator) * 64).round() / 64)
+        x = torch.randn(4, 3, 4, 4, generator=generator)
+        qv.calibrate(model, [x], method="lsq")
+        assert torch.equal(integer_model(model)(x), model(x)), seed
+
+
 @pytest.mark.parametrize("accumulator", [torch.float32, torch.float64])
 def test_accumulators_are_exact_integers(accumulator: torch.dtype) -> None:
     """Against a sum in 64-bit integers; float32 would lose the last digits of the larger layer."""

@@ -99,6 +99,15 @@ def test_a_norm_behind_a_shared_or_reused_result_is_still_right(tmp_path, x) -> 
     assert operators(path).count("BatchNormalization") == 1
 
 
+def test_a_norm_with_a_large_epsilon_is_folded_with_it(tmp_path, x) -> None:
+    body = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, eps=0.5), nn.ReLU(), nn.Conv2d(6, 4, 6), nn.Flatten()
+    model, path = nn.Sequential(*body), tmp_path / "model.onnx"
+    qv.prepare(model, qv.QuantSpec.preset("w4a4", first_last_bits=4))
+    qv.calibrate(model, [x])
+    assert qv.export(model, path, sample=x, minimum_inputs=0).passed
+    assert "BatchNormalization" not in operators(path)
+
+
 def test_a_linear_layer_takes_its_norm_too_and_any_leading_shape(tmp_path) -> None:
     flat = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
     nn.init.constant_(flat[1].weight, -2.0)

@@ -1,15 +1,9 @@
 """The tests can fail: each of these mistakes, made in a copy of the package, is seen by the tests named with it."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 TWIN = "test_a_member_equals_its_twin_over_a_thousand_steps"
 
 
@@ -257,37 +251,16 @@ MUTANTS = {
 QUICK = ("sign-of-e", "missing-restore", "statistics-on-in-the-second-pass")
 
 
-def run_tests(folder, mutant, edits):
-    """The exit status of the mutant's tests on a copy of the package with these edits."""
-    package = folder / "qat_vsam"
-    package.mkdir()
-    for name in ("__init__.py", "errors.py"):
-        shutil.copy(ROOT / "qat_vsam" / name, package)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "qat_vsam" / "optim", package / "optim", ignore=ignored)
-    shutil.copytree(ROOT / "tests" / "optim", folder / "tests" / "optim", ignore=ignored)
-    shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    for module, old, new in edits:
-        path = package / "optim" / f"{module}.py"
-        text = path.read_text()
-        assert text.count(old) == 1, f"{module}.py: the code that is to be broken stands there {text.count(old)} times"
-        path.write_text(text.replace(old, new))
-    # The folder that python -m starts in comes first on the path, before an installed package.
-    command = [sys.executable, "-m", "pytest", f"tests/optim/{mutant.file}", "-k", mutant.tests, "-x", "-q"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHONPATH"))}
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider"], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
-    )
-    return done.returncode, done.stdout[-2000:] + done.stderr[-1000:]
+def run(run_on_a_copy, mutant):
+    edits = [(f"optim/{module}", old, new) for module, old, new in mutant.edits]
+    return run_on_a_copy(edits, f"optim/{mutant.file}", mutant.tests)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly]) for name in MUTANTS]
 )
-def test_a_mutant_is_killed(tmp_path, name):
-    mutant = MUTANTS[name]
-    status, output = run_tests(tmp_path, mutant, mutant.edits)
+def test_a_mutant_is_killed(run_on_a_copy, name):
+    status, output = run(run_on_a_copy, MUTANTS[name])
     # 1: tests ran and failed. Any other status means that they could not be run, which shows nothing.
     assert status == 1, output
     assert "error" not in output.splitlines()[-1], output
@@ -295,8 +268,7 @@ def test_a_mutant_is_killed(tmp_path, name):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("file", sorted({mutant.file for mutant in MUTANTS.values()}))
-def test_the_same_tests_pass_where_nothing_was_changed(tmp_path, file):
+def test_the_same_tests_pass_where_nothing_was_changed(run_on_a_copy, file):
     names = [mutant.tests for mutant in MUTANTS.values() if mutant.file == file]
-    whole = Mutant([], file, " or ".join(f"({name})" for name in names))
-    status, output = run_tests(tmp_path, whole, [])
+    status, output = run(run_on_a_copy, Mutant([], file, " or ".join(f"({name})" for name in names)))
     assert status == 0, output

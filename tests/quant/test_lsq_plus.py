@@ -47,34 +47,38 @@ def literal(x, s, beta, q_max, factor):
     return rounded * s + on_grid
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    bits=st.integers(1, 8),
-    seed=st.integers(0, 10_000),
-    shift=st.floats(-1, 1),
-    shape=st.sampled_from([(5,), (3, 4), (2, 3, 4, 5), (1, 7)]),
-)
-def test_it_is_the_papers_formula_forward_and_backward(bits, seed, shift, shape):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64) + shift
-    quantizer = ready(x, bits)
-    with torch.no_grad():
-        quantizer.offset -= 0.3 * quantizer.step_size * torch.rand(1, generator=generator)
-    gradient = torch.randn(shape, generator=generator, dtype=torch.float64)
-    leaf, twin = x.clone().requires_grad_(), x.clone().requires_grad_()
-    s, beta = (p.detach().reshape(()).requires_grad_() for p in (quantizer.step_size, quantizer.offset))
-    x_hat = quantizer(leaf)
-    x_hat.backward(gradient)
-    q_max = 2**bits - 1
-    expected = literal(twin, s, beta, q_max, 1 / (x[0].numel() * q_max) ** 0.5)
-    expected.backward(gradient)
-    away_from_ties = ((x / s.detach()).frac().abs() - 0.5).abs().min() > 1e-6
-    if away_from_ties:
-        torch.testing.assert_close(x_hat, expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-10, atol=1e-10)
-        # s enters the literal form's offset through the grid, which is held still in the backward pass
-        torch.testing.assert_close(quantizer.step_size.grad[0], s.grad, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(quantizer.offset.grad[0], beta.grad, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("examples", [200, pytest.param(2000, marks=pytest.mark.nightly)])
+def test_it_is_the_papers_formula_forward_and_backward(examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(
+        bits=st.integers(1, 8),
+        seed=st.integers(0, 10_000),
+        shift=st.floats(-1, 1),
+        shape=st.sampled_from([(5,), (3, 4), (2, 3, 4, 5), (1, 7)]),
+    )
+    def check(bits, seed, shift, shape):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) + shift
+        quantizer = ready(x, bits)
+        with torch.no_grad():
+            quantizer.offset -= 0.3 * quantizer.step_size * torch.rand(1, generator=generator)
+        gradient = torch.randn(shape, generator=generator, dtype=torch.float64)
+        leaf, twin = x.clone().requires_grad_(), x.clone().requires_grad_()
+        s, beta = (p.detach().reshape(()).requires_grad_() for p in (quantizer.step_size, quantizer.offset))
+        x_hat = quantizer(leaf)
+        x_hat.backward(gradient)
+        q_max = 2**bits - 1
+        expected = literal(twin, s, beta, q_max, 1 / (x[0].numel() * q_max) ** 0.5)
+        expected.backward(gradient)
+        away_from_ties = ((x / s.detach()).frac().abs() - 0.5).abs().min() > 1e-6
+        if away_from_ties:
+            torch.testing.assert_close(x_hat, expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-10, atol=1e-10)
+            # s enters the literal form's offset through the grid, which is held still in the backward pass
+            torch.testing.assert_close(quantizer.step_size.grad[0], s.grad, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(quantizer.offset.grad[0], beta.grad, rtol=1e-10, atol=1e-10)
+
+    check()
 
 
 @settings(max_examples=200, deadline=None)

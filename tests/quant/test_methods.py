@@ -77,6 +77,26 @@ def test_dorefa_is_its_formula_forward_and_backward(bits, granularity):
     assert torch.all(codes % 2 == 1)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"bits": 3, "method": "dorefa"},
+        {"bits": 1, "method": "lsq"},
+        {"bits": 2, "method": "minmax", "balanced": True},
+        {"bits": 2, "method": "percentile", "balanced": True},
+    ],
+)
+def test_a_channel_of_zeros_stays_as_good_as_zero_on_a_grid_without_it(spec):
+    w = torch.stack([torch.zeros(8), torch.full((8,), -0.3)]).double()
+    quantizer = ready(w, signed=True, granularity="per_channel", **spec)
+    leaf = w.clone().requires_grad_()
+    w_hat = quantizer(leaf)
+    w_hat.sum().backward()
+    assert w_hat[0].abs().max() < 1e-8
+    torch.testing.assert_close(w_hat[1], w[1])
+    assert leaf.grad.isfinite().all()
+
+
 def test_a_percentile_clips_the_outliers_at_both_ends_and_all_of_them_at_100():
     x = torch.linspace(-1, 2, 1001)[None].repeat(2, 1)
     x[0, -1] = 90.0

@@ -207,6 +207,22 @@ def test_layers_of_different_width_do_not_share():
     assert same.first.input_quantizer is same.second.input_quantizer
 
 
+def test_readers_of_one_tensor_see_one_range_which_moves_once_a_forward():
+    torch.manual_seed(0)
+    model, x = Block(), torch.randn(2, 3, 4, 4)
+    prepare(model, QuantSpec.preset("w4a4", method="minmax"), sample=x)
+    calibrate(model, [x])
+    quantizer, seen = model.main.input_quantizer, []
+    quantizer.register_forward_hook(lambda module, args, x_hat: seen.append((args[0].clone(), x_hat, module.step())))
+    before = quantizer.step()
+    model.train()(x * 3)
+    (read, x_hat, step), (_, x_hat_too, step_too) = seen
+    assert torch.equal(step, step_too)
+    assert torch.equal(x_hat, x_hat_too)
+    torch.testing.assert_close(step, before.lerp(torch.maximum(read.max() / 7, -read.min() / 8), 0.1))
+    assert quantizer.updates_state
+
+
 def test_the_blocks_of_resnet18_with_a_projection_share_their_input():
     model = torchvision.models.resnet18()
     prepare(model, W4A4, sample=torch.randn(1, 3, 32, 32))

@@ -34,6 +34,7 @@ class Quantizer(nn.Module, ABC):
         initialised: whether a step size has been set.
         enabled: False turns the quantizer into the identity.
         compiled: fused kernels of `torch.compile`; see `set_compiled`.
+        updates_state: whether its state follows what it quantizes.
 
     Args:
         spec: bits, sign, granularity, method.
@@ -41,6 +42,8 @@ class Quantizer(nn.Module, ABC):
         channels: number of step sizes of a weight quantized per channel or per group.
         device, dtype: of the scale; float32 unless the weights are float64.
     """
+
+    updates_state = False
 
     def __init__(
         self,

@@ -62,5 +62,4 @@ class DoReFaQuantizer(MinMaxQuantizer):
         return squeezed / torch.where(largest > 0, largest, 1.0) * self.levels[1]
 
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:
-        largest = torch.maximum(statistics.maximum, -statistics.minimum) / self.levels[1]
-        return torch.where(largest == 0, 1.0, largest)
+        return self._usable(torch.maximum(statistics.maximum, -statistics.minimum) / self.levels[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from qat_vsam.quant.quantizers.measured import MeasuredQuantizer
@@ -26,4 +25,4 @@ class FixedQuantizer(MeasuredQuantizer):
             step = percentile_step(statistics, *self.levels, self.spec.percentile)
         else:
             step = initial_step_size(statistics, *self.levels, "mse")
-        return torch.where(step > 0, step, 1.0)
+        return self._usable(step)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
-from qat_vsam.quant.functional import lsq_quantize, power_of_two, sign_quantize
+from qat_vsam.quant.functional import lsq_quantize, positive_scale, power_of_two, sign_quantize
 from qat_vsam.quant.quantizers.base import Quantizer
 from qat_vsam.quant.statistics import StepSizeMethod, TensorStatistics
 
@@ -20,7 +21,7 @@ class MeasuredQuantizer(Quantizer):
         self.register_buffer("current_scale", ones)
 
     def step(self) -> Tensor:
-        step = self.current_scale.clone()
+        step = positive_scale(self.current_scale)
         return power_of_two(step) if self.spec.power_of_two else step
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
@@ -34,6 +35,10 @@ class MeasuredQuantizer(Quantizer):
 
     def _store(self, step: Tensor, zero_point: Tensor | int = 0) -> None:
         self.current_scale.copy_(step)
+
+    def _usable(self, step: Tensor) -> Tensor:
+        """The step size, where it is 0 some other: 1, or next to nothing where zeros would become half of it."""
+        return torch.where(step == 0, 1.0 if self.code_stride == 1 else 0.0, step)
 
     @abstractmethod
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:

@@ -19,7 +19,7 @@ class MinMaxQuantizer(MeasuredQuantizer):
     At 1 bit and signed it is x_hat = mean|x| sign(x) instead, as in XNOR-Net, the mean over what shares the
     scale.
 
-    Reference: arXiv 1603.05279 (1 bit).
+    Reference: arXiv 1712.05877 (ranges that follow the batches), 1603.05279 (1 bit).
     """
 
     updates_state = True
@@ -45,4 +45,4 @@ class MinMaxQuantizer(MeasuredQuantizer):
 
     def _scale_of(self, statistics: TensorStatistics) -> Tensor:
         step = statistics.mean_magnitude if self.is_sign else range_step(statistics, *self.levels)
-        return torch.where(step == 0, 1.0, step)
+        return self._usable(step)
