@@ -167,6 +167,9 @@ def _radius_of_the_noise(base_optimizer: type[Optimizer], options: Mapping[str, 
     """sqrt(lr), the base optimizer's own rate where none is given."""
     parameters = inspect.signature(base_optimizer).parameters
     lr = options.get("lr", parameters["lr"].default if "lr" in parameters else None)
-    if isinstance(lr, (int, float, Tensor)):
-        return math.sqrt(max(float(lr), 0.0))  # a negative one is the base optimizer's to refuse
+    # What is no rate, a negative one or a tensor of several, is the base optimizer's to refuse.
+    if isinstance(lr, Tensor):
+        lr = lr.item() if lr.numel() == 1 else 0.0
+    if isinstance(lr, (int, float)):
+        return math.sqrt(max(lr, 0.0))
     raise ConfigError(explain("rho", None, f"a radius, since lr is {lr!r}", "pass rho="))
