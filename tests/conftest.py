@@ -19,17 +19,18 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
+Edits = Iterable[tuple[str, str, str]]
 
 
 @pytest.fixture
-def run_on_a_copy(tmp_path: Path) -> Callable[[Iterable[tuple[str, str, str]], str, str], tuple[int, str]]:
+def run_on_a_copy(tmp_path: Path) -> Callable[[Edits, str, str], tuple[int, str]]:
     """run(edits, file, expression): exit status and end of the output of tests on a copy of the package.
 
     An edit is (module, old, new), the module a path below the package without its ending; old stands there once. The
     file is named from the folder of the tests, the expression is pytest's -k.
     """
 
-    def run(edits: Iterable[tuple[str, str, str]], file: str, expression: str) -> tuple[int, str]:
+    def run(edits: Edits, file: str, expression: str) -> tuple[int, str]:
         ignored = shutil.ignore_patterns("__pycache__")
         for folder in ("qat_vsam", f"tests/{Path(file).parent}"):
             shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
@@ -50,3 +51,16 @@ def run_on_a_copy(tmp_path: Path) -> Callable[[Iterable[tuple[str, str, str]], s
         return done.returncode, done.stdout[-2000:] + done.stderr[-1000:]
 
     return run
+
+
+@pytest.fixture
+def assert_killed(run_on_a_copy: Callable[[Edits, str, str], tuple[int, str]]) -> Callable[[Edits, str, str], None]:
+    """assert_killed(edits, file, expression): on such a copy the tests run, and fail."""
+
+    def check(edits: Edits, file: str, expression: str) -> None:
+        status, output = run_on_a_copy(edits, file, expression)
+        # 1: tests ran and failed. Any other status means that they could not be run, which shows nothing.
+        assert status == 1, output
+        assert "error" not in output.splitlines()[-1], output
+
+    return check
