@@ -65,7 +65,10 @@ def _check_grids(comparison: Comparison, tune: TuneSection, recipes: Mapping[str
 def _check_shared_choices(tune: TuneSection, recipes: Mapping[str, Recipe]) -> None:
     for arm, source in tune.same_as.items():
         key = f"tune.same_as.{arm}"
-        if arm not in recipes or arm in tune.grids:
-            raise ConfigError(explain(key, arm, "an arm without a grid of its own", did_you_mean(arm, recipes)))
+        if arm not in recipes:
+            raise ConfigError(explain(key, arm, "an arm", did_you_mean(arm, recipes)))
         if source not in tune.grids:
             raise ConfigError(explain(key, source, "an arm with a grid", did_you_mean(source, tune.grids)))
+        if arm in tune.grids and source in tune.same_as:
+            advice = f"tune.same_as.{arm}={tune.same_as[source]}" if tune.same_as[source] != arm else "leave it out"
+            raise ConfigError(explain(key, source, "an arm whose trials wait for no other's", advice))

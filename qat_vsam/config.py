@@ -92,7 +92,8 @@ class TuneSection(Section):
     """Settings chosen before the final runs: of each arm the one of best mean validation accuracy.
 
     `seeds` counts the seeds of a trial, which are none of the final runs'. `grids` gives an arm the values to try of
-    each dotted key; `same_as` gives an arm what was chosen for another.
+    each dotted key; `same_as` gives an arm what was chosen for another, and under it an arm's own grid is tried:
+    learning rate and weight decay for SGD, say, and then a radius for each method that has one.
     """
 
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
@@ -101,7 +102,7 @@ class TuneSection(Section):
 
     def source(self, arm: str) -> str | None:
         """The arm whose trials decide about `arm`; None where its settings stand as written."""
-        source = self.same_as.get(arm, arm)
+        source = arm if arm in self.grids else self.same_as.get(arm)
         return source if source in self.grids else None
 
     def settings(self, arm: str) -> list[dict[str, Any]]:

@@ -109,22 +109,21 @@ class _Work:
         self._folder = folder
         self._listener = listener
         self._tuning = Tuning(comparison, folder)
-        self._trials = self._tuning.cells
         self._open = list(comparison.arms)
-        self.total = len(self._trials) + len(comparison.arms) * comparison.seeds
+        self.total = self._tuning.total + len(comparison.arms) * comparison.seeds
 
     def first_recipes(self) -> Iterator[Recipe]:
         """A recipe of each arm as written, and of each setting to try."""
         yield from (self._comparison.arm(arm, 0) for arm in self._comparison.arms)
-        firsts = {(cell.arm, cell.setting): cell.recipe for cell in reversed(self._trials)}
-        yield from firsts.values()
+        if tune := self._comparison.tune:
+            for arm in tune.grids:
+                yield from (self._comparison.arm(arm, 0, settings) for settings in tune.settings(arm))
 
     def known(self) -> list[Cell]:
         """The cells that became known since the last call."""
-        trials, self._trials = self._trials, []
-        if not trials:
-            # handed out before, and by now run or found to be of today's recipe
-            self._tuning.settle(self._listener)
+        # trials handed out before are by now run, or found to be of today's recipe
+        self._tuning.settle(self._listener)
+        trials = self._tuning.known()
         found = {arm: self._tuning.settings(arm) for arm in self._open}
         chosen = {arm: settings for arm, settings in found.items() if settings is not None}
         self._open = [arm for arm in self._open if arm not in chosen]

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from qat_vsam.config import Comparison, Section, TuneSection, dump_yaml, read_recipe_file
+from qat_vsam.config import Comparison, Section, dump_yaml, read_recipe_file
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.pool import Cell
 from qat_vsam.recipes.train import read_result
@@ -33,7 +33,7 @@ class TriedSetting(Section):
 
 
 class ArmChoice(Section):
-    """What was tried for an arm, and what was chosen; or the arm whose choice it shares."""
+    """What was tried for an arm, over the choice of the arm `same_as` if there is one, and all that is chosen now."""
 
     grid: dict[str, list[Any]] | None = None
     trials: list[TriedSetting] | None = None
@@ -56,6 +56,9 @@ class Tuning:
         comparison: with or without a `tune` section.
         folder: of the comparison; trials go to `folder/tune/ARM/SETTING/seed-K`.
 
+    Attributes:
+        total: how many trials are needed, or were made; some of them become known only later.
+
     Raises:
         ConfigError: `folder/tuned.yaml` is not what was written there.
     """
@@ -63,16 +66,26 @@ class Tuning:
     def __init__(self, comparison: Comparison, folder: Path) -> None:
         self._comparison = comparison
         self._folder = folder
-        self._tune = tune = comparison.tune
-        self._cells = {} if tune is None else {arm: self._trials_of(arm, tune) for arm in tune.grids}
+        self._tune = comparison.tune
+        self._cells: dict[str, list[Cell]] = {}
         self._written = self._read()
         self._choices = self._kept()
+        # a choice that is kept needs its trials no more, but those that are there are counted as done
+        kept = [cell for arm in self._choices for cell in self._trials_of(arm)]
+        self.total = sum(cell.finished for cell in kept) + sum(
+            len(self._trials_of(arm)) for arm in self._grids if arm not in self._choices
+        )
 
-    @property
-    def cells(self) -> list[Cell]:
-        """The trials that are needed, or were made, arm by arm."""
-        every = [cell for cells in self._cells.values() for cell in cells]
-        return [cell for cell in every if cell.arm not in self._choices or cell.finished]
+    def known(self) -> list[Cell]:
+        """The trials that became known since the last call, arm by arm: some wait for the choice of another arm."""
+        found: list[Cell] = []
+        for arm in self._grids:
+            if arm in self._cells or self._beneath(arm) is None:
+                continue
+            cells = self._trials_of(arm)
+            self._cells[arm] = cells
+            found += [cell for cell in cells if arm not in self._choices or cell.finished]
+        return found
 
     def settings(self, arm: str) -> dict[str, Any] | None:
         """What to put over an arm, by dotted key; None while its trials are not done."""
@@ -89,7 +102,12 @@ class Tuning:
             trials = self._measured(arm)
             # of equals max keeps the first
             best = max(trials, key=lambda trial: trial.validation_accuracy)
-            self._choices[arm] = ArmChoice(grid=self._grids[arm], trials=trials, chosen=best.settings)
+            self._choices[arm] = ArmChoice(
+                grid=self._grids[arm],
+                trials=trials,
+                same_as=self._same_as.get(arm),
+                chosen={**(self._beneath(arm) or {}), **best.settings},
+            )
             listener.say(
                 f"{arm}: {setting_name(best.settings)} chosen, {best.validation_accuracy:.2%} of the validation images"
             )
@@ -99,12 +117,31 @@ class Tuning:
     def _grids(self) -> dict[str, dict[str, list[Any]]]:
         return {} if self._tune is None else self._tune.grids
 
-    def _trials_of(self, arm: str, tune: TuneSection) -> list[Cell]:
+    @property
+    def _same_as(self) -> dict[str, str]:
+        return {} if self._tune is None else self._tune.same_as
+
+    @property
+    def _seeds(self) -> list[int]:
+        """Of a trial; none of them is a final run's."""
+        return [] if self._tune is None else list(range(FIRST_SEED, FIRST_SEED + self._tune.seeds))
+
+    def _settings_of(self, arm: str) -> list[dict[str, Any]]:
+        return [] if self._tune is None else self._tune.settings(arm)
+
+    def _beneath(self, arm: str) -> dict[str, Any] | None:
+        """What an arm's trials are put over; None while that is not chosen."""
+        source = self._same_as.get(arm)
+        if source is None:
+            return {}
+        return self._choices[source].chosen if source in self._choices else None
+
+    def _trials_of(self, arm: str) -> list[Cell]:
         cells = []
-        for settings in tune.settings(arm):
+        for settings in self._settings_of(arm):
             name = setting_name(settings)
-            for seed in trial_seeds(tune):
-                recipe = self._comparison.arm(arm, seed, settings)
+            for seed in self._seeds:
+                recipe = self._comparison.arm(arm, seed, {**(self._beneath(arm) or {}), **settings})
                 folder = self._folder / FOLDER / arm / name / f"seed-{seed}"
                 cells.append(Cell(arm, seed, recipe, folder, setting=name))
         return cells
@@ -114,7 +151,7 @@ class Tuning:
         for cell in self._cells[arm]:
             results.setdefault(cell.setting, []).append(read_result(cell.folder))
         trials = []
-        for settings in [] if self._tune is None else self._tune.settings(arm):
+        for settings in self._settings_of(arm):
             own = results[setting_name(settings)]
             mean = fmean(float(result["validation_accuracy"]) for result in own)
             diverged = sum(bool(result["diverged"]) for result in own)
@@ -126,11 +163,16 @@ class Tuning:
         return validate(TunedFile, read_recipe_file(path), prefix=(str(path),)) if path.exists() else None
 
     def _kept(self) -> dict[str, ArmChoice]:
-        """The choices of an earlier call that were made among the very values of today."""
-        if self._written is None or self._tune is None or self._written.seeds != trial_seeds(self._tune):
+        """The choices of an earlier call that were made among the very values of today, over the very choices."""
+        if self._written is None or self._written.seeds != self._seeds:
             return {}
-        kept = self._written.arms
-        return {arm: kept[arm] for arm, grid in self._grids.items() if arm in kept and kept[arm].grid == grid}
+        known = self._written.arms
+        same = {
+            arm: known[arm]
+            for arm, grid in self._grids.items()
+            if arm in known and known[arm].grid == grid and known[arm].same_as == self._same_as.get(arm)
+        }
+        return {arm: choice for arm, choice in same.items() if _stands_on(choice, same)}
 
     def _write(self) -> None:
         """Keep the choices; a file of an earlier comparison's choices does not outlive them."""
@@ -141,17 +183,23 @@ class Tuning:
         shared = {
             arm: ArmChoice(same_as=source, chosen=self._choices[source].chosen)
             for arm, source in self._tune.same_as.items()
-            if source in self._choices
+            if source in self._choices and arm not in self._grids
         }
-        content = TunedFile(seeds=trial_seeds(self._tune), arms=self._choices | shared)
+        content = TunedFile(seeds=self._seeds, arms=self._choices | shared)
         if content != self._written:
             write_atomic(path, dump_yaml(content).encode())
             self._written = content
 
 
-def trial_seeds(tune: TuneSection) -> list[int]:
-    """The seeds of a trial, none of which a final run has."""
-    return list(range(FIRST_SEED, FIRST_SEED + tune.seeds))
+def _stands_on(choice: ArmChoice, choices: Mapping[str, ArmChoice]) -> bool:
+    """Whether what a choice was made over is still what is chosen there."""
+    if choice.same_as is None:
+        return True
+    if choice.same_as not in choices:
+        return False
+    own = choice.grid or {}
+    beneath = {key: value for key, value in choices[choice.same_as].chosen.items() if key not in own}
+    return beneath == {key: value for key, value in choice.chosen.items() if key not in own}
 
 
 def setting_name(settings: Mapping[str, Any]) -> str:

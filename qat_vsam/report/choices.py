@@ -23,8 +23,8 @@ class Choice:
     Attributes:
         arm: its name.
         grid: the values tried of each dotted key; empty for an arm that shares another's choice.
-        chosen: the settings of best mean validation accuracy.
-        same_as: the arm whose choice it shares, or None.
+        chosen: the settings of best mean validation accuracy, with those that they were tried over.
+        same_as: the arm whose choice it shares, or tried its grid over; or None.
         trials: how many settings were tried.
         seeds: how many runs each was tried in.
         validation_accuracy: mean of the chosen settings, a fraction; None for a shared choice.
@@ -83,7 +83,7 @@ def fairness(choices: Sequence[Choice]) -> str:
     """Whether all tuned arms had as many trials as one another, said plainly."""
     counts: dict[int, list[str]] = {}
     for choice in choices:
-        if choice.same_as is None:
+        if choice.grid:
             counts.setdefault(choice.trials, []).append(choice.arm)
     if len(counts) == 1:
         ((trials, arms),) = counts.items()
@@ -107,10 +107,12 @@ def _read(path: Path) -> _File:
 
 def _choice(arm: str, content: _Arm, seeds: int) -> Choice:
     trials = content.trials or []
-    best = [trial.validation_accuracy for trial in trials if trial.settings == content.chosen]
+    grid = content.grid or {}
+    own = {key: value for key, value in content.chosen.items() if key in grid}
+    best = [trial.validation_accuracy for trial in trials if trial.settings == own]
     return Choice(
         arm=arm,
-        grid=content.grid or {},
+        grid=grid,
         chosen=content.chosen,
         same_as=content.same_as,
         trials=len(trials),

@@ -250,13 +250,14 @@ def _share(estimate: Estimate | None, difference: Estimate | None) -> Cell:
 
 def _choice_cells(choice: Choice, labels: Mapping[str, str]) -> tuple[Cell, ...]:
     chosen = Cell(tuple(f"{key} {value}" for key, value in choice.chosen.items()))
-    if choice.same_as is not None:
-        shared = Cell((DASH,), (f"as {labels.get(choice.same_as, choice.same_as)}",))
-        return shared, Cell((DASH,)), chosen, Cell((DASH,)), Cell((DASH,))
+    source = None if choice.same_as is None else labels.get(choice.same_as, choice.same_as)
+    if not choice.grid:
+        return Cell((DASH,), (f"as {source}",)), Cell((DASH,)), chosen, Cell((DASH,)), Cell((DASH,))
+    over = () if source is None else (f"over what was chosen for {source}",)
     diverged = (f"{choice.diverged} runs diverged",) if choice.diverged else ()
     accuracy = choice.validation_accuracy
     return (
-        Cell((str(choice.trials),), (f"{choice.seeds} seeds each", *diverged)),
+        Cell((str(choice.trials),), (f"{choice.seeds} seeds each", *over, *diverged)),
         Cell((), tuple(f"{key}: {', '.join(map(str, values))}" for key, values in choice.grid.items())),
         chosen,
         Cell((DASH if accuracy is None else f"{100 * accuracy:.2f}",)),

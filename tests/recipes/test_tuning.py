@@ -50,12 +50,15 @@ def comparison(tmp_path: Path, *changes: str, text: str = GRID) -> config.Compar
 def write_trials(folder: Path, comparison: config.Comparison, accuracy: Callable[[Any, int], float]) -> Tuning:
     """Trials that were run before, with accuracies made up from setting and seed."""
     tuning = Tuning(comparison, folder)
-    for cell in tuning.cells:
+    for cell in tuning.known():
         with RunFolder(cell.folder, config.dump_yaml(cell.recipe)) as run:
             value = accuracy(cell.setting, cell.seed)
             sha256 = config.fingerprint(cell.recipe)
             run.write_result({"validation_accuracy": value, "diverged": False, "recipe_sha256": sha256})
     return tuning
+
+
+OVER_SGD = ("tune.same_as={float32-split: float32-sgd, float32-sam: float32-sgd}", "tune.seeds=1")
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -113,12 +116,40 @@ def test_a_choice_stays_when_the_comparison_goes_on_and_is_made_anew_for_another
     for path in (folder / "tune").rglob("result.json"):
         path.unlink()
     again = Tuning(comparison(tmp_path), folder)
-    assert again.cells == []
+    assert (again.known(), again.total) == ([], 0)
     assert again.settings("float32-sgd") == {"optimizer.lr": 0.2}
     wider = Tuning(comparison(tmp_path, "tune.grids.float32-sgd={optimizer.lr: [0.2, 0.4]}"), folder)
-    assert {cell.arm for cell in wider.cells} == {"float32-sgd"}
+    assert {cell.arm for cell in wider.known()} == {"float32-sgd"}
     assert wider.settings("float32-sgd") is None
     assert wider.settings("float32-sam") is not None
+
+
+def test_a_grid_over_the_choice_of_another_arm_waits_for_it_and_is_put_over_it(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    one = comparison(tmp_path, *OVER_SGD, text=GRID.replace(", optimizer.lr: [0.05]", ""))
+    tuning = write_trials(folder, one, lambda name, seed: 0.9 if "0.2" in name else 0.5)
+    assert tuning.total == 3 + 2
+    assert tuning.known() == []
+    tuning.settle(Listener())
+    assert tuning.settings("float32-sam") is None
+    assert [cell.recipe.optimizer.lr for cell in tuning.known()] == [0.2, 0.2]
+    compare(one, folder)
+    sam = stored(folder)["arms"]["float32-sam"]
+    assert sam["same_as"] == "float32-sgd"
+    assert [trial["settings"] for trial in sam["trials"]] == [{"optimizer.rho": 0.05}, {"optimizer.rho": 0.1}]
+    recipe = config.load_recipe(folder / "float32-sam" / "seed-0" / "recipe.yaml")
+    assert recipe.optimizer.lr == 0.2
+    assert sam["chosen"] == {"optimizer.lr": 0.2, "optimizer.rho": recipe.optimizer.model_dump()["rho"]}
+
+
+def test_a_choice_made_over_one_that_no_longer_stands_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    write_trials(folder, comparison(tmp_path, *OVER_SGD), lambda name, seed: 0.5)
+    compare(comparison(tmp_path, *OVER_SGD), folder)
+    stands = Tuning(comparison(tmp_path, *OVER_SGD), folder)
+    assert stands.settings("float32-sam") is not None
+    wider = Tuning(comparison(tmp_path, *OVER_SGD, "tune.grids.float32-sgd={optimizer.lr: [0.2, 0.4]}"), folder)
+    assert wider.settings("float32-sam") is None
 
 
 def test_a_run_made_with_another_choice_is_not_counted(tmp_path: Path) -> None:
@@ -157,7 +188,11 @@ def test_the_plan_counts_the_trials(tmp_path: Path) -> None:
         ("tune.grids.float32-sgd={optimizer.lr: [0.1, -1]}", "optimizer.lr: got -1"),
         ("tune.grids.float32-sgd={optimizer.lr: []}", "tune.grids.float32-sgd.optimizer.lr: got []"),
         ("tune.same_as={float32-split: float32-samm}", "did you mean float32-sam?"),
-        ("tune.same_as={float32-sam: float32-sgd}", "an arm without a grid of its own"),
+        ("tune.same_as={float32-samm: float32-sgd}", "did you mean float32-sam?"),
+        (
+            "tune.same_as={float32-sam: float32-sgd, float32-sgd: float32-sam}",
+            "tune.same_as.float32-sam: got float32-sgd; expected an arm whose trials wait for no other's",
+        ),
         ("tune.seeds=0", "tune.seeds: got 0"),
         ("arms.tune={}", "arms.tune: got tune"),
         ("arms.float32-sam.role=samm", "did you mean sam?"),

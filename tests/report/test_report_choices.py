@@ -84,6 +84,16 @@ def test_unequal_numbers_of_trials_are_said_plainly(
     assert expected in summary(tuned(TUNED.replace(dropped, "")), tmp_path / "out")
 
 
+def test_a_grid_tried_over_the_choice_of_another_arm_names_it(tuned: Callable[[str], Path], tmp_path: Path) -> None:
+    own = "    chosen: {optimizer.rho: 0.4}\n"
+    text = TUNED.replace(own, "    same_as: w4a4-sgd\n    chosen: {optimizer.lr: 0.2, optimizer.rho: 0.4}\n")
+    written = summary(tuned(text), tmp_path / "out")
+    row = rows_of(written, "How settings were chosen")["W4A4 SAM"]
+    assert row[0] == "3 2 seeds each over what was chosen for W4A4 SGD"
+    assert row[2:] == ["optimizer.lr 0.2 optimizer.rho 0.4", "97.00", "optimizer.rho"]
+    assert "Equal numbers of trials: each of the 2 tuned arms had 3" in written
+
+
 def test_trials_are_no_runs_of_the_comparison(tuned: Callable[[str], Path]) -> None:
     results = load_results(tuned(TUNED))
     assert len(results.runs) == 6
