@@ -1,12 +1,13 @@
 r"""What a step computes, and on which rows of the batch.
 
-    Part         g_A at w;  h = (A's gradient at w + e) - g_A;  g_B at w;  step with q g_A + (1 - q) g_B + h
+    Part         g_A at w;  h = (A's gradient at w + e) - g_A;  g_B at w;  step with q g_A + (1 - q) g_B + c h
     AscendPart   g_A at w;                                                 step with the batch's at w + e
     Selected     g at w;  losses at w + e;            step with the gradient at w + e of the rows that rose most
     Lookahead                                         step with the batch's at w + e,  e from earlier steps
     Split        g_A at w;  g_B at w;                                      step with q g_A + (1 - q) g_B
 
-A is the part of share q, B the rest, and e lies along g_A. With q = 1 the first two are SAM.
+A is the part of share q, B the rest, and e lies along g_A; `psf.beyond_rounding` gives c. With q = 1 the first two
+are SAM.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.optim.gradients import Gradients, difference, mixture, total
+from qat_vsam.optim.psf import beyond_rounding
 from qat_vsam.optim.rows import Rows
 from qat_vsam.optim.schedule import check_share
 
@@ -113,7 +115,11 @@ class Method(ABC):
 
 
 class Part(Method):
-    """The second gradient on part of the batch. Cost 1 + q."""
+    """The second gradient on part of the batch. Cost 1 + q.
+
+    Of h the step takes what is more than the noise of rounding, for the part's gradient at w is not the batch's, and
+    its noise does not cancel. On the whole batch it does: there the step is made with the gradient at w + e.
+    """
 
     uses_first = True
 
@@ -123,6 +129,8 @@ class Part(Method):
         paid = rows.share if displaced else 0.0
         if rows.rest is None:
             return Outcome(part.loss, displaced.gradients if displaced else part.gradients, psf, paid)
+        if displaced and psf:
+            psf = beyond_rounding(psf, part.gradients, displaced.gradients)
         del displaced
         loss, mixed = _with_rest(part, passes, rows)
         return Outcome(loss, total(mixed, psf) if psf else mixed, psf, paid)

@@ -82,6 +82,16 @@ MUTANTS = {
         "split_sgd",
         ("gradients", "    torch._foreach_mul_(right, 1 - share)\n", "    torch._foreach_mul_(right, share)\n"),
     ),
+    "noise-of-rounding-taken-whole": Mutant(
+        [("methods", "psf = beyond_rounding(psf, part.gradients, displaced.gradients)", "pass")],
+        "test_noise_of_rounding.py",
+        "test_h_counts_in_proportion",
+    ),
+    "noise-of-rounding-taken-negative": Mutant(
+        [("psf", "share.clamp(0, 1)", "share.clamp(max=1)")],
+        "test_noise_of_rounding.py",
+        "test_h_counts_in_proportion",
+    ),
     "h-weighted-by-its-share": twin_of(
         "vsam", ("methods", "total(mixed, psf) if psf", "total(mixed, psf, alpha=rows.share) if psf")
     ),

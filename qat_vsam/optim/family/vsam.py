@@ -28,11 +28,13 @@ _PUBLISHED_RHO, _PUBLISHED_REUSE = 0.05, 0.7
 class VSAM(SharpnessAware):
     r"""Sharpness-aware minimization that pays for a second gradient now and then.
 
-        a step that pays:  with  q g_A + (1 - q) g_B + h,   h = (gradient of A at w + rho g_A / |g_A|) - g_A
-        i steps later:     with  g + gamma^i h              while i <= 6 and gamma > 0
+        a step that pays:  with  q g_A + (1 - q) g_B + c h,   h = (gradient of A at w + rho g_A / |g_A|) - g_A
+        i steps later:     with  g + gamma^i c h              while i <= 6 and gamma > 0
         otherwise:         with  g
 
-    A is a part of the batch of share q, B the rest. When to pay is decided by `schedule`:
+    A is a part of the batch of share q, B the rest, and c in [0, 1] the share of h that is no noise of rounding
+    (`psf.beyond_rounding`): 1 in a smooth net, less where a displacement makes quantizers round to other values.
+    When to pay is decided by `schedule`:
 
     - "budget": so often that the mean cost never exceeds `gradient_budget` gradients a step and keeps up
       with it, by less than one payment. The methods are "part" (as above), "ascend_part" (ascend along g_A,

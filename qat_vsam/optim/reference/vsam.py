@@ -14,6 +14,8 @@ from qat_vsam.optim.reference.base import ALL, Gradient, ReferenceSAM, Tensors, 
 class ReferenceBudget(ReferenceSAM):
     """A second gradient on part of the batch, as often as a budget allows; with reuse of h, if gamma is not 0.
 
+    Of a part's h the share that is no noise of rounding is taken.
+
     Args:
         w, gradient, **sgd: As for `ReferenceSAM`.
         budget: Mean gradients a step, as an exact fraction.
@@ -65,7 +67,11 @@ class ReferenceBudget(ReferenceSAM):
         if self.ascend_only:
             self.descend(self.gradient(there, ALL))
             return
-        h = plus(1, self.gradient(there, part), -1, g_A)
+        g_s = self.gradient(there, part)
+        h = plus(1, g_s, -1, g_A)
+        if self.q < 1 and norm(h) > 0:
+            c = (norm(g_s) ** 2 - norm(g_A) ** 2) / norm(h) ** 2
+            h = plus(min(max(c, 0.0), 1.0), h, 0, h)
         g_B = self.gradient(self.w, rest)
         self.descend(plus(1, plus(q, g_A, 1 - q, g_B), 1, h))
         self.h, self.i = h, 0
