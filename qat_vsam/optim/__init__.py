@@ -27,7 +27,7 @@ from qat_vsam.optim.family import (
 )
 from qat_vsam.optim.gradient_schedule import GradientNormSchedule
 from qat_vsam.optim.methods import AscendPart, Lookahead, Method, Part, Selected, Split
-from qat_vsam.optim.perturbation import FixedRadius, LossIncrease, Perturbation
+from qat_vsam.optim.perturbation import FixedRadius, LossBound, LossIncrease, Perturbation
 from qat_vsam.optim.points import AtNorms, AtWeights, BehindQuantizer
 from qat_vsam.optim.psf import PSF, OrthogonalPSF
 from qat_vsam.optim.scales import Adaptive, StepSize, Unit
@@ -66,6 +66,7 @@ __all__ = [
     "LateSAM",
     "LookSAM",
     "Lookahead",
+    "LossBound",
     "LossIncrease",
     "Method",
     "MicroBatches",

@@ -85,7 +85,10 @@ class StepPasses:
                 # The step is made with these gradients, and what is reused is added to them in place.
                 self.slopes = {p: g.clone() for p, g in self.slopes.items()}
                 return first, None
-            displacements = perturbation.displacements(points, own, optimizer.state, optimizer.steps)
+            loss = first.loss
+            if perturbation.radius.reads_loss and not optimizer.ranks.apart:
+                loss = torch.as_tensor(self.agreed(loss))
+            displacements = perturbation.displacements(points, own, optimizer.state, optimizer.steps, loss)
             del own, slopes, at_offsets
             with (
                 _displaced(displacements),

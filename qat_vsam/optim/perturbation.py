@@ -7,7 +7,7 @@ A perturbation is put together from four choices, each a small module:
     place       which tensors move                            points
     scale       T, the units that they are measured in        scales
     direction   d, the vector                                 directions
-    radius      r: fixed rho, or what raises the loss by a fixed amount
+    radius      r: fixed rho, what raises the loss by a fixed amount, or rho where the loss does not forbid it
 
 and every one of them goes with every schedule and method. The usual ones have names: see `PERTURBATIONS`.
 """
@@ -32,11 +32,54 @@ Groups = Sequence[Mapping[str, Any]]
 
 
 class FixedRadius:
-    """r = rho of the parameter's group."""
+    """r = rho of the parameter's group.
 
-    def __call__(self, rho: float, norm: Tensor, points: Sequence[Point], step: int) -> float | Tensor:
-        """r, given rho of the group, |T d| and the points that move."""
+    Attributes:
+        reads_loss: Whether r depends on the loss at w.
+    """
+
+    reads_loss = False
+
+    def __call__(
+        self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
+    ) -> float | Tensor:
+        """r, given rho of the group, |T d|, the points that move, and the loss on the rows that d is of."""
         return rho
+
+
+class LossBound(FixedRadius):
+    r"""r = min(rho, kappa |L| / |T g|): to first order the loss L rises by no more than kappa times itself.
+
+    L / |g| is how far downhill it is to a loss of zero if the slope stays (Polyak's step), so with kappa = 1 nothing is
+    displaced farther up than it is down. The gradient of a pretrained net that was just quantized is steep and its
+    loss small: there a radius that suits a training from random weights would lead far off.
+
+    Args:
+        kappa: The largest rise in units of the loss. The loss should have 0 as its lower bound.
+
+    Raises:
+        ConfigError: kappa is not positive.
+
+    Example:
+        >>> LossBound()(0.5, torch.tensor(4.0), [], 0, torch.tensor(0.2))
+        tensor(0.0500)
+    """
+
+    reads_loss = True
+
+    def __init__(self, kappa: float = 1.0) -> None:
+        if not kappa > 0:
+            raise ConfigError(explain("kappa", kappa, "a rise > 0 in units of the loss", "use 1.0"))
+        self.kappa = kappa
+
+    def __call__(
+        self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
+    ) -> float | Tensor:
+        if loss is None:
+            raise InputError(
+                explain("perturbation", "LossBound ahead of the loss", "a gradient before e", "use FixedRadius()")
+            )
+        return torch.clamp(self.kappa * loss.abs().to(norm) / (norm + EPSILON), max=rho)
 
 
 class LossIncrease(FixedRadius):
@@ -75,7 +118,9 @@ class LossIncrease(FixedRadius):
         self.total_steps = total_steps
         self.tail = tail
 
-    def __call__(self, rho: float, norm: Tensor, points: Sequence[Point], step: int) -> Tensor:
+    def __call__(
+        self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
+    ) -> Tensor:
         radius = torch.clamp(self._rise(step) / (norm + EPSILON), max=rho)
         if self.largest is None:
             return radius
@@ -150,7 +195,9 @@ class Perturbation:
         """A context manager that yields the list of points, standing where the weights have their value."""
         return self.place.points(self.radii(groups), model)
 
-    def displacements(self, points: Sequence[Point], slopes: Gradients, state: State, step: int) -> dict[Point, Tensor]:
+    def displacements(
+        self, points: Sequence[Point], slopes: Gradients, state: State, step: int, loss: Tensor | None = None
+    ) -> dict[Point, Tensor]:
         """e for the points that move.
 
         Args:
@@ -158,6 +205,7 @@ class Perturbation:
             slopes: The gradients at them; a point without one stays.
             state: The optimizer's state, where a direction finds what it remembers.
             step: Number of the step, from 0.
+            loss: At w, on the rows that the gradients are of; for a radius that reads it.
         """
         points = [point for point in points if self.scale.selects(point)]
         vectors = self.direction.along(points, slopes, state)
@@ -175,7 +223,7 @@ class Perturbation:
                 kinds.setdefault((point.rho, weight, point.tensor.device), []).append(i)
         displaced: dict[Point, Tensor] = {}
         for (rho, weight, device), same in kinds.items():
-            factor = (weight * self.radius(rho, norm, moving, step) / (norm + EPSILON)).to(device)
+            factor = (weight * self.radius(rho, norm, moving, step, loss) / (norm + EPSILON)).to(device)
             steps = torch._foreach_mul([scaled[i] for i in same], factor)
             displaced.update(zip((moving[i] for i in same), steps, strict=True))
         return displaced

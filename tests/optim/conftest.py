@@ -98,6 +98,11 @@ class Problem:
         leaves = [wi.clone().requires_grad_() for wi in w]
         return list(torch.autograd.grad(self._losses_at(leaves, rows).mean(), leaves))
 
+    def loss_at(self, w: list[Tensor], rows: Any) -> float:
+        """For VSAM's twin: the mean loss of some rows at `w`."""
+        with torch.no_grad():
+            return self._losses_at(w, rows).mean().item()
+
     def losses_at(self, w: list[Tensor]) -> list[float]:
         """For ESAM's twin: the losses of the rows at `w`."""
         with torch.no_grad():

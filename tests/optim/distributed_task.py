@@ -27,6 +27,7 @@ VARIANCE = {"schedule": "variance", "warmup_steps": 4, "window": 6, "blocks": 3}
 MEMBERS: dict[str, tuple[type, dict[str, Any]]] = {
     "sam": (SAM, {}),
     "vsam-budget": (VSAM, {"gradient_budget": 1.25, "share": 0.5, "reuse": 0.7}),
+    "vsam-default": (VSAM, {}),
     "vsam-rise": (VSAM, {"gradient_budget": 1.25, "perturbation": "loss_increase"}),
     "vsam-ascend-part": (VSAM, {"method": "ascend_part"}),
     "vsam-variance": (VSAM, VARIANCE),

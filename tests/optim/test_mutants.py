@@ -82,6 +82,17 @@ MUTANTS = {
         "split_sgd",
         ("gradients", "    torch._foreach_mul_(right, 1 - share)\n", "    torch._foreach_mul_(right, share)\n"),
     ),
+    "own-radius-whatever-the-loss": Mutant(
+        [
+            (
+                "perturbation",
+                "torch.clamp(self.kappa * loss.abs().to(norm) / (norm + EPSILON), max=rho)",
+                "norm * 0 + rho",
+            )
+        ],
+        "test_perturbation.py",
+        "test_vsams_own_radius",
+    ),
     "noise-of-rounding-taken-whole": Mutant(
         [("methods", "psf = beyond_rounding(psf, part.gradients, displaced.gradients)", "pass")],
         "test_noise_of_rounding.py",

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from qat_vsam.errors import ConfigError, InputError
-from qat_vsam.optim import S2SAM, SAM, VSAM
+from qat_vsam.optim import (
+    S2SAM,
+    SAM,
+    VSAM,
+    Lookahead,
+    LossBound,
+    Perturbation,
+    PreviousGradient,
+    SharpnessAware,
+)
 
 
 class OffsetLinear(nn.Linear):
@@ -217,3 +226,61 @@ def test_a_base_optimizer_without_learning_rate_needs_a_radius():
     w = nn.Parameter(torch.ones(2))
     with pytest.raises(ConfigError, match=r"^rho: got None; expected a radius.*; pass rho="):
         VSAM([w], Plain)
+
+
+@pytest.mark.parametrize(
+    ("lr", "loss", "gradient", "radius"),
+    [
+        (0.04, 1.0, (3.0, 4.0), 0.2),  # as far as SGD's noise reaches
+        (0.04, 0.5, (3.0, 4.0), 0.1),  # no farther up than it is down
+        (0.04, 0.0, (3.0, 4.0), 0.0),
+        (1.0, 1e6, (0.0, 1e-3), 1.0),
+    ],
+)
+def test_vsams_own_radius_follows_the_learning_rate_where_the_loss_allows_it(lr, loss, gradient, radius):
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = VSAM([w], torch.optim.SGD, lr=lr, interval=1)
+    seen = []
+
+    def closure(rows=slice(None)):
+        seen.append(w.detach().clone())
+        w.grad = torch.tensor(gradient, dtype=torch.float64)
+        return torch.tensor(loss, dtype=torch.float64)
+
+    optimizer.step(closure, batch_size=8)
+    direction = torch.tensor(gradient, dtype=torch.float64)
+    torch.testing.assert_close(seen[1], radius * direction / direction.norm(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_radius_that_is_given_is_kept_whatever_the_loss():
+    w = nn.Parameter(torch.zeros(1))
+    optimizer = VSAM([w], torch.optim.SGD, lr=0.1, rho=0.5, interval=1)
+    seen = []
+
+    def closure(rows=slice(None)):
+        seen.append(w.item())
+        w.grad = torch.tensor([100.0])
+        return torch.tensor(0.01)
+
+    optimizer.step(closure, batch_size=8)
+    assert seen[1] == pytest.approx(0.5)
+
+
+def test_a_bound_by_the_loss_needs_one_before_the_displacement():
+    w = nn.Parameter(torch.ones(1))
+    perturbation = Perturbation(direction=PreviousGradient(), radius=LossBound())
+    optimizer = SharpnessAware([w], torch.optim.SGD, lr=0.1, method=Lookahead(), perturbation=perturbation)
+
+    def closure():
+        optimizer.zero_grad()
+        (w**2).sum().backward()
+        return (w**2).sum()
+
+    optimizer.step(closure)  # nothing is remembered yet, so nothing is displaced
+    with pytest.raises(InputError, match=r"perturbation: got .* expected a gradient before e"):
+        optimizer.step(closure)
+
+
+def test_a_bound_of_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"kappa: got 0; expected a rise > 0"):
+        LossBound(0)

@@ -135,7 +135,13 @@ TWINS = {
     "vsam": (
         {},
         lambda p: ReferenceBudget(
-            p.copies(), p.gradient, budget=Fraction(23, 20), rho=math.sqrt(SGD["lr"]), batch_size=BATCH, **SGD
+            p.copies(),
+            p.gradient,
+            budget=Fraction(23, 20),
+            rho=math.sqrt(SGD["lr"]),
+            batch_size=BATCH,
+            loss=p.loss_at,
+            **SGD,
         ),
         {},
     ),

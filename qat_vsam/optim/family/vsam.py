@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.optim.budget_schedule import BudgetSchedule
 from qat_vsam.optim.methods import AscendPart, Part
+from qat_vsam.optim.perturbation import FixedRadius, LossBound
 from qat_vsam.optim.psf import PSF, floating_point_type
 from qat_vsam.optim.schedule import Schedule
 from qat_vsam.optim.sharpness_aware import SharpnessAware
@@ -47,9 +49,10 @@ class VSAM(SharpnessAware):
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius. None: sqrt(lr), or 0.05 for "variance". SGD's own noise spreads the weights around a minimum in
-            proportion to the root of the learning rate, so this reaches as far as they wander anyway. What a step
-            without second gradient leaves out, a larger radius makes up for.
+        rho: Radius. None: min(sqrt(lr), L_A / |g_A|), or 0.05 for "variance". SGD's own noise spreads the weights
+            around a minimum in proportion to the root of the learning rate, so the first reaches as far as they wander
+            anyway; what a step without second gradient leaves out, a larger radius makes up for. The second keeps
+            a pretrained net near its minimum (`LossBound`).
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
@@ -150,6 +153,7 @@ class VSAM(SharpnessAware):
             advice = did_you_mean(str(schedule), _SCHEDULES)
             raise ConfigError(explain("schedule", repr(schedule), "a schedule", advice))
         published = isinstance(schedule, VarianceSchedule)
+        bound = rho is None and not published
         if rho is None:
             rho = _PUBLISHED_RHO if published else _radius_of_the_noise(base_optimizer, options)
         if reuse is None:
@@ -163,6 +167,9 @@ class VSAM(SharpnessAware):
             rho=rho,
             **options,
         )
+        if bound and type(self.perturbation.radius) is FixedRadius:
+            self.perturbation = copy.copy(self.perturbation)
+            self.perturbation.radius = LossBound()
 
 
 def _radius_of_the_noise(base_optimizer: type[Optimizer], options: Mapping[str, Any]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 Tensors = list[Tensor]
 Gradient = Callable[[Tensors, Any], Tensors]
+Loss = Callable[[Tensors, Any], float]
 Uniform = Callable[[int], float]
 ALL = slice(None)
 

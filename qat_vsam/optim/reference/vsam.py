@@ -8,7 +8,7 @@ import statistics
 from fractions import Fraction
 from typing import Any
 
-from qat_vsam.optim.reference.base import ALL, Gradient, ReferenceSAM, Tensors, Uniform, norm, perturbed, plus
+from qat_vsam.optim.reference.base import ALL, Gradient, Loss, ReferenceSAM, Tensors, Uniform, norm, perturbed, plus
 
 
 class ReferenceBudget(ReferenceSAM):
@@ -21,6 +21,7 @@ class ReferenceBudget(ReferenceSAM):
         budget: Mean gradients a step, as an exact fraction.
         q: Share of the part, as an exact fraction.
         batch_size: Rows of the batch.
+        loss: The mean loss at given weights on given rows; with it the radius is at most loss / |g_A|.
         gamma: Decay of h; 0: no reuse.
         ascend_only: Ascend along the part and take the whole batch's gradient there; no h.
     """
@@ -33,6 +34,7 @@ class ReferenceBudget(ReferenceSAM):
         budget: Fraction,
         q: Fraction = Fraction(1, 4),
         batch_size: int,
+        loss: Loss | None = None,
         gamma: float = 0.0,
         ascend_only: bool = False,
         **sgd: Any,
@@ -41,6 +43,7 @@ class ReferenceBudget(ReferenceSAM):
         self.budget = budget
         self.rows = math.floor(q * batch_size)
         self.q = Fraction(self.rows, batch_size)
+        self.loss = loss
         self.gamma = gamma
         self.ascend_only = ascend_only
         self.credit = Fraction(0)
@@ -63,7 +66,8 @@ class ReferenceBudget(ReferenceSAM):
         self.cost += self.q
         part, rest, q = slice(0, self.rows), slice(self.rows, None), float(self.q)
         g_A = self.gradient(self.w, part)
-        there = perturbed(self.w, g_A, self.rho)
+        rho = self.rho if self.loss is None else min(self.rho, self.loss(self.w, part) / norm(g_A))
+        there = perturbed(self.w, g_A, rho)
         if self.ascend_only:
             self.descend(self.gradient(there, ALL))
             return
