@@ -27,9 +27,10 @@ from qat_vsam.optim.family import (
 )
 from qat_vsam.optim.gradient_schedule import GradientNormSchedule
 from qat_vsam.optim.methods import AscendPart, Lookahead, Method, Part, Selected, Split
-from qat_vsam.optim.perturbation import FixedRadius, LossBound, LossIncrease, Perturbation
+from qat_vsam.optim.perturbation import Perturbation
 from qat_vsam.optim.points import AtNorms, AtWeights, BehindQuantizer
 from qat_vsam.optim.psf import PSF, OrthogonalPSF
+from qat_vsam.optim.radii import FixedRadius, LossBound, LossIncrease
 from qat_vsam.optim.scales import Adaptive, StepSize, Unit
 from qat_vsam.optim.schedule import EveryStep, Schedule
 from qat_vsam.optim.sharpness_aware import SharpnessAware

@@ -170,8 +170,6 @@ def beyond_rounding(psf: Gradients, first: Gradients, second: Gradients) -> Grad
         >>> beyond_rounding({w: g_s - g}, {w: g}, {w: g_s})[w].abs()
         tensor([0., 0.])
     """
-    if not psf:
-        return psf
     length, before, after = (global_norm(list(gradients.values())) for gradients in (psf, first, second))
     # squares of the lengths would overflow where the lengths do not
     share = (after - before) / (length + _TINY) * ((after + before) / (length + _TINY))

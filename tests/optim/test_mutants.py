@@ -85,7 +85,7 @@ MUTANTS = {
     "own-radius-whatever-the-loss": Mutant(
         [
             (
-                "perturbation",
+                "radii",
                 "torch.clamp(self.kappa * loss.abs().to(norm) / (norm + EPSILON), max=rho)",
                 "norm * 0 + rho",
             )
@@ -195,8 +195,15 @@ MUTANTS = {
     "sam-on-moves-all": twin_of(
         "sam_on", ("points", "for parameter in radii if parameter in own]", "for parameter in radii]")
     ),
-    "le-sam-without-largest-radius": twin_of("le_sam", ("perturbation", ", max=rho)", ", max=math.inf)")),
-    "le-sam-that-never-ends": twin_of("le_sam", ("perturbation", "self._rise(step) /", "self.sigma /")),
+    "le-sam-without-largest-radius": twin_of(
+        "le_sam",
+        (
+            "radii",
+            "self._rise(step) / (norm + EPSILON), max=rho)",
+            "self._rise(step) / (norm + EPSILON), max=math.inf)",
+        ),
+    ),
+    "le-sam-that-never-ends": twin_of("le_sam", ("radii", "self._rise(step) /", "self.sigma /")),
     "saq-moves-the-latent-weight": twin_of(
         "saq", ("points", "                if layer is None:", "                if True:")
     ),

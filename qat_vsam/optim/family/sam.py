@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from qat_vsam.optim.directions import Friendly
-from qat_vsam.optim.perturbation import LossIncrease, Perturbation
+from qat_vsam.optim.perturbation import Perturbation
 from qat_vsam.optim.points import AtNorms, BehindQuantizer
+from qat_vsam.optim.radii import LossIncrease
 from qat_vsam.optim.scales import Adaptive
 from qat_vsam.optim.sharpness_aware import SharpnessAware
 

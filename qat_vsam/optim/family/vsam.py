@@ -16,8 +16,8 @@ from torch.optim.optimizer import ParamsT
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.optim.budget_schedule import BudgetSchedule
 from qat_vsam.optim.methods import AscendPart, Part
-from qat_vsam.optim.perturbation import FixedRadius, LossBound
 from qat_vsam.optim.psf import PSF, floating_point_type
+from qat_vsam.optim.radii import FixedRadius, LossBound
 from qat_vsam.optim.schedule import Schedule
 from qat_vsam.optim.sharpness_aware import SharpnessAware
 from qat_vsam.optim.variance_schedule import VarianceSchedule

@@ -1,0 +1,123 @@
+r"""How far a perturbation goes: r in e = r T^2 d / (|T d| + 1e-12).
+
+fixed           rho
+loss bound      rho, but to first order the loss rises by no more than kappa times itself
+loss increase   what raises the loss by sigma to first order, up to rho
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qat_vsam.errors import ConfigError, InputError, explain
+from qat_vsam.optim.gradients import global_norm
+from qat_vsam.optim.points import Point
+
+EPSILON = 1e-12
+
+
+class FixedRadius:
+    """r = rho of the parameter's group.
+
+    Attributes:
+        reads_loss: Whether r depends on the loss at w.
+    """
+
+    reads_loss = False
+
+    def __call__(
+        self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
+    ) -> float | Tensor:
+        """r, given rho of the group, |T d|, the points that move, and the loss on the rows that d is of."""
+        return rho
+
+
+class LossBound(FixedRadius):
+    r"""r = min(rho, kappa |L| / |T g|): to first order the loss L rises by no more than kappa times itself.
+
+    L / |g| is how far downhill it is to a loss of zero if the slope stays (Polyak's step), so with kappa = 1 nothing is
+    displaced farther up than it is down. The gradient of a pretrained net that was just quantized is steep and its
+    loss small: there a radius that suits a training from random weights would lead far off.
+
+    Args:
+        kappa: The largest rise in units of the loss. The loss should have 0 as its lower bound.
+
+    Raises:
+        ConfigError: kappa is not positive.
+
+    Example:
+        >>> LossBound()(0.5, torch.tensor(4.0), [], 0, torch.tensor(0.2))
+        tensor(0.0500)
+    """
+
+    reads_loss = True
+
+    def __init__(self, kappa: float = 1.0) -> None:
+        if not kappa > 0:
+            raise ConfigError(explain("kappa", kappa, "a rise > 0 in units of the loss", "use 1.0"))
+        self.kappa = kappa
+
+    def __call__(
+        self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
+    ) -> float | Tensor:
+        if loss is None:
+            raise InputError(
+                explain("perturbation", "LossBound ahead of the loss", "a gradient before e", "use FixedRadius()")
+            )
+        return torch.clamp(self.kappa * loss.abs().to(norm) / (norm + EPSILON), max=rho)
+
+
+class LossIncrease(FixedRadius):
+    r"""r = min(sigma / |T g|, kappa |w|, rho): to first order the loss rises by sigma, wherever the gradient is.
+
+    The second bound keeps w + e near w where the gradient vanishes. Like the first, it means the same in any net
+    that batch norm makes indifferent to the scale of its weights.
+
+    Args:
+        sigma: The rise of the loss.
+        largest: kappa, the largest radius in units of |w| over the points that move; None for no such bound.
+        total_steps: Length of the run; then sigma falls to zero, by a half cosine, over its last part.
+        tail: That part.
+
+    Raises:
+        ConfigError: sigma or kappa is not positive, or tail outside [0, 1].
+
+    Reference: arXiv 2605.10183, whose only bound is rho.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 0.1,
+        largest: float | None = None,
+        total_steps: int | None = None,
+        tail: float = 0.2,
+    ) -> None:
+        if not sigma > 0:
+            raise ConfigError(explain("sigma", sigma, "a rise of the loss > 0", "use 0.1"))
+        if largest is not None and not largest > 0:
+            raise ConfigError(explain("largest", largest, "a share of the weights' norm > 0", "use 0.1"))
+        if not 0 <= tail <= 1:
+            raise ConfigError(explain("tail", tail, "a part of the run in [0, 1]", "use 0.2"))
+        self.sigma = sigma
+        self.largest = largest
+        self.total_steps = total_steps
+        self.tail = tail
+
+    def __call__(
+        self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
+    ) -> Tensor:
+        radius = torch.clamp(self._rise(step) / (norm + EPSILON), max=rho)
+        if self.largest is None:
+            return radius
+        return torch.minimum(radius, self.largest * global_norm([point.parameter for point in points]))
+
+    def _rise(self, step: int) -> float:
+        if self.total_steps is None or not self.tail:
+            return self.sigma
+        begin = (1 - self.tail) * self.total_steps
+        done = min(max((step - begin) / (self.tail * self.total_steps), 0.0), 1.0)
+        return self.sigma * (1 + math.cos(math.pi * done)) / 2
