@@ -110,6 +110,10 @@ class TuneSection(Section):
         grid = self.grids[arm]
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
+    def trials(self, arm: str) -> int:
+        """The runs that trying them takes."""
+        return len(self.settings(arm)) * self.seeds
+
 
 class Comparison(Section):
     """A grid: one recipe, changed arm by arm, over the same seeds.

@@ -103,7 +103,7 @@ def comparison_plan(comparison: Comparison) -> list[str]:
 
 def _trials(comparison: Comparison) -> Mapping[str, int]:
     tune = comparison.tune
-    return {} if tune is None else {arm: len(tune.settings(arm)) * tune.seeds for arm in tune.grids}
+    return {} if tune is None else {arm: tune.trials(arm) for arm in tune.grids}
 
 
 def _range(low: float, high: float) -> str:

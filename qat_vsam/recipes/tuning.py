@@ -72,9 +72,9 @@ class Tuning:
         self._choices = self._kept()
         # a choice that is kept needs its trials no more, but those that are there are counted as done
         kept = [cell for arm in self._choices for cell in self._trials_of(arm)]
-        self.total = sum(cell.finished for cell in kept) + sum(
-            len(self._trials_of(arm)) for arm in self._grids if arm not in self._choices
-        )
+        self.total = sum(cell.finished for cell in kept)
+        if self._tune is not None:
+            self.total += sum(self._tune.trials(arm) for arm in self._grids if arm not in self._choices)
 
     def known(self) -> list[Cell]:
         """The trials that became known since the last call, arm by arm: some wait for the choice of another arm."""
@@ -106,7 +106,7 @@ class Tuning:
                 grid=self._grids[arm],
                 trials=trials,
                 same_as=self._same_as.get(arm),
-                chosen={**(self._beneath(arm) or {}), **best.settings},
+                chosen=self._over_beneath(arm, best.settings),
             )
             listener.say(
                 f"{arm}: {setting_name(best.settings)} chosen, {best.validation_accuracy:.2%} of the validation images"
@@ -136,12 +136,15 @@ class Tuning:
             return {}
         return self._choices[source].chosen if source in self._choices else None
 
+    def _over_beneath(self, arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {**(self._beneath(arm) or {}), **settings}
+
     def _trials_of(self, arm: str) -> list[Cell]:
         cells = []
         for settings in self._settings_of(arm):
             name = setting_name(settings)
             for seed in self._seeds:
-                recipe = self._comparison.arm(arm, seed, {**(self._beneath(arm) or {}), **settings})
+                recipe = self._comparison.arm(arm, seed, self._over_beneath(arm, settings))
                 folder = self._folder / FOLDER / arm / name / f"seed-{seed}"
                 cells.append(Cell(arm, seed, recipe, folder, setting=name))
         return cells
