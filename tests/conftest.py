@@ -1,4 +1,4 @@
-"""What all tests share: one thread of torch, since exactness is promised for a number of threads, and broken copies."""
+"""What all tests share: one thread of torch, since exactness is promised for a number of them; data; broken copies."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 Edits = Iterable[tuple[str, str, str]]
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Where CIFAR-10 and the public checkpoints lie; without it a test skips."""
+    folder = os.environ.get("QAT_VSAM_DATA")
+    if folder is None:
+        pytest.skip("QAT_VSAM_DATA names no folder with CIFAR-10 and the public checkpoints")
+    return Path(folder)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -44,12 +43,11 @@ def _write(folder: Path, train: pa.Table, test: pa.Table | None = None) -> Path:
     return folder
 
 
-def test_cifar10_is_the_published_dataset_in_its_original_order() -> None:
-    root = os.environ.get("QAT_VSAM_DATA")
-    if root is None:
-        pytest.skip("QAT_VSAM_DATA names no folder with CIFAR-10")
+def test_cifar10_is_the_published_dataset_in_its_original_order(data_folder: Path) -> None:
     seen: list[tuple[int, int]] = []
-    data = load_dataset("cifar10", root, train_size=2000, validation_size=0, progress=lambda *done: seen.append(done))
+    data = load_dataset(
+        "cifar10", data_folder, train_size=2000, validation_size=0, progress=lambda *done: seen.append(done)
+    )
     assert data.classes[0] == "airplane"
     assert data.test.images.shape == (10000, 3, 32, 32)
     assert data.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]

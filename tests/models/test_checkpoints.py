@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -18,27 +17,20 @@ PUBLISHED = {
 }
 
 
-def _data_folder() -> Path:
-    folder = os.environ.get("QAT_VSAM_DATA")
-    if folder is None:
-        pytest.skip("QAT_VSAM_DATA names no folder with CIFAR-10 and the public checkpoints")
-    return Path(folder)
-
-
-def _public_model(name: str) -> torch.nn.Module:
-    return build_model(name, checkpoint=_data_folder() / "pretrained" / PUBLISHED[name][0])
+def _public_model(name: str, data_folder: Path) -> torch.nn.Module:
+    return build_model(name, checkpoint=data_folder / "pretrained" / PUBLISHED[name][0])
 
 
 @pytest.fixture(scope="module")
-def some_test_images() -> Split:
-    data = load_dataset("cifar10", _data_folder(), train_size=0, validation_size=300, validation_from="test")
+def some_test_images(data_folder: Path) -> Split:
+    data = load_dataset("cifar10", data_folder, train_size=0, validation_size=300, validation_from="test")
     return data.validation
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_public_checkpoints_load_unchanged_and_see(name: str, some_test_images: Split) -> None:
+def test_public_checkpoints_load_unchanged_and_see(name: str, data_folder: Path, some_test_images: Split) -> None:
     info = model_info(name)
-    model = _public_model(name).to(memory_format=torch.channels_last)
+    model = _public_model(name, data_folder).to(memory_format=torch.channels_last)
     batches = Batches(some_test_images, 100, mean=info.mean, std=info.std, channels_last=True)
     # own normalisation and shortcut matter: with CIFAR's constants or a wrong shortcut it is far below
     assert 0.90 <= accuracy(model, batches).value <= 0.96
@@ -46,10 +38,10 @@ def test_public_checkpoints_load_unchanged_and_see(name: str, some_test_images: 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_public_checkpoints_have_their_published_accuracy(name: str) -> None:
-    data = load_dataset("cifar10", _data_folder(), train_size=0, validation_size=0)
+def test_public_checkpoints_have_their_published_accuracy(name: str, data_folder: Path) -> None:
+    data = load_dataset("cifar10", data_folder, train_size=0, validation_size=0)
     info = model_info(name)
-    result = accuracy(_public_model(name), Batches(data.test, 250, mean=info.mean, std=info.std))
+    result = accuracy(_public_model(name, data_folder), Batches(data.test, 250, mean=info.mean, std=info.std))
     # another thread count or processor may turn an image whose two largest logits are equal to six digits
     assert abs(result.correct - PUBLISHED[name][1]) <= 2
 

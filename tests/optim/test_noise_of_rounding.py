@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -55,18 +52,15 @@ def test_on_the_whole_batch_the_step_is_made_with_the_gradient_at_the_displaced_
 
 
 @pytest.fixture(scope="module")
-def images():
-    folder = os.environ.get("QAT_VSAM_DATA")
-    if folder is None:
-        pytest.skip("QAT_VSAM_DATA names no folder with CIFAR-10 and the public ResNet-20")
-    data = qv.load_dataset("cifar10", Path(folder), train_size=0, validation_size=256, validation_from="test")
+def images(data_folder):
+    data = qv.load_dataset("cifar10", data_folder, train_size=0, validation_size=256, validation_from="test")
     info = model_info("cifar_resnet20")
     return Batches(data.validation, 128, mean=info.mean, std=info.std)
 
 
 @pytest.mark.parametrize(("bits", "least", "most"), [(None, 0.99, 1.0), ("w2a2", 0.0, 0.4)])
-def test_in_a_trained_net_at_two_bits_most_of_h_is_noise_and_in_float_none(images, bits, least, most):
-    model = qv.build_model("cifar_resnet20", Path(os.environ["QAT_VSAM_DATA"]) / "pretrained" / "resnet20-12fca82f.th")
+def test_in_a_trained_net_at_two_bits_most_of_h_is_noise_and_in_float_none(data_folder, images, bits, least, most):
+    model = qv.build_model("cifar_resnet20", data_folder / "pretrained" / "resnet20-12fca82f.th")
     if bits is not None:
         qv.prepare(model, qv.QuantSpec.preset(bits))
         qv.calibrate(model, images)
