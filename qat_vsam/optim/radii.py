@@ -1,7 +1,7 @@
 r"""How far a perturbation goes: r in e = r T^2 d / (|T d| + 1e-12).
 
 fixed           rho
-loss bound      rho, but to first order the loss rises by no more than kappa times itself
+loss bound      rho, but to first order the root of the loss rises by no more than kappa
 loss increase   what raises the loss by sigma to first order, up to rho
 """
 
@@ -37,28 +37,30 @@ class FixedRadius:
 
 
 class LossBound(FixedRadius):
-    r"""r = min(rho, kappa |L| / |T g|): to first order the loss L rises by no more than kappa times itself.
+    r"""r = min(rho, 2 kappa sqrt(L) / |T g|): to first order the root of the loss L rises by no more than kappa.
 
-    L / |g| is how far downhill it is to a loss of zero if the slope stays (Polyak's step), so with kappa = 1 nothing is
-    displaced farther up than it is down. The gradient of a pretrained net that was just quantized is steep and its
-    loss small: there a radius that suits a training from random weights would lead far off.
+    In a quadratic bowl with the minimum 0 the root of the loss is linear along g, so there the loss at w + e is
+    exactly (sqrt(L) + kappa)^2. A bound on the rise of L itself (`LossIncrease`) grows beyond measure as a net fits its
+    data and the slope goes to zero, one in units of L shrinks there to nothing. The gradient of a pretrained net
+    that was just quantized is steep and its loss small: a radius that suits a training from random weights would
+    lead far off.
 
     Args:
-        kappa: The largest rise in units of the loss. The loss should have 0 as its lower bound.
+        kappa: The largest rise of sqrt(L), where L is in nats and has 0 as its lower bound.
 
     Raises:
         ConfigError: kappa is not positive.
 
     Example:
-        >>> LossBound()(0.5, torch.tensor(4.0), [], 0, torch.tensor(0.2))
+        >>> LossBound(kappa=0.2)(0.5, torch.tensor(4.0), [], 0, torch.tensor(0.25))
         tensor(0.0500)
     """
 
     reads_loss = True
 
-    def __init__(self, kappa: float = 1.0) -> None:
+    def __init__(self, kappa: float = 0.25) -> None:
         if not kappa > 0:
-            raise ConfigError(explain("kappa", kappa, "a rise > 0 in units of the loss", "use 1.0"))
+            raise ConfigError(explain("kappa", kappa, "a rise of the root of the loss > 0", "use 0.25"))
         self.kappa = kappa
 
     def __call__(
@@ -68,7 +70,7 @@ class LossBound(FixedRadius):
             raise InputError(
                 explain("perturbation", "LossBound ahead of the loss", "a gradient before e", "use FixedRadius()")
             )
-        return torch.clamp(self.kappa * loss.abs().to(norm) / (norm + EPSILON), max=rho)
+        return torch.clamp(2 * self.kappa * loss.abs().to(norm).sqrt() / (norm + EPSILON), max=rho)
 
 
 class LossIncrease(FixedRadius):

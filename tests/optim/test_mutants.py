@@ -86,7 +86,7 @@ MUTANTS = {
         [
             (
                 "radii",
-                "torch.clamp(self.kappa * loss.abs().to(norm) / (norm + EPSILON), max=rho)",
+                "torch.clamp(2 * self.kappa * loss.abs().to(norm).sqrt() / (norm + EPSILON), max=rho)",
                 "norm * 0 + rho",
             )
         ],

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -25,6 +22,7 @@ from qat_vsam.optim.variance_schedule import VarianceSchedule
 _METHODS = {"part": (Part, 0.25), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SCHEDULES = ("budget", "variance")
 _PUBLISHED_RHO, _PUBLISHED_REUSE = 0.05, 0.7
+_LARGEST_RHO = 0.3
 
 
 class VSAM(SharpnessAware):
@@ -49,10 +47,9 @@ class VSAM(SharpnessAware):
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius. None: min(sqrt(lr), L_A / |g_A|), or 0.05 for "variance". SGD's own noise spreads the weights
-            around a minimum in proportion to the root of the learning rate, so the first reaches as far as they wander
-            anyway; what a step without second gradient leaves out, a larger radius makes up for. The second keeps
-            a pretrained net near its minimum (`LossBound`).
+        rho: Radius. None: min(0.3, sqrt(L_A) / (2 |g_A|)), or 0.05 for "variance". The first is what nets of a few
+            layers trained from random weights took, whatever their bits and learning rates; the second lets the root
+            of the loss rise by 1/4 and no more, for pretrained nets near a steep minimum (`LossBound`).
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
@@ -155,7 +152,7 @@ class VSAM(SharpnessAware):
         published = isinstance(schedule, VarianceSchedule)
         bound = rho is None and not published
         if rho is None:
-            rho = _PUBLISHED_RHO if published else _radius_of_the_noise(base_optimizer, options)
+            rho = _PUBLISHED_RHO if published else _LARGEST_RHO
         if reuse is None:
             reuse = _PUBLISHED_REUSE if published else 0.0
         super().__init__(
@@ -170,15 +167,3 @@ class VSAM(SharpnessAware):
         if bound and type(self.perturbation.radius) is FixedRadius:
             self.perturbation = copy.copy(self.perturbation)
             self.perturbation.radius = LossBound()
-
-
-def _radius_of_the_noise(base_optimizer: type[Optimizer], options: Mapping[str, Any]) -> float:
-    """sqrt(lr), the base optimizer's own rate where none is given."""
-    parameters = inspect.signature(base_optimizer).parameters
-    lr = options.get("lr", parameters["lr"].default if "lr" in parameters else None)
-    # What is no rate, a negative one or a tensor of several, is the base optimizer's to refuse.
-    if isinstance(lr, Tensor):
-        lr = lr.item() if lr.numel() == 1 else 0.0
-    if isinstance(lr, (int, float)):
-        return math.sqrt(max(lr, 0.0))
-    raise ConfigError(explain("rho", None, f"a radius, since lr is {lr!r}", "pass rho="))
