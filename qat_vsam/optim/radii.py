@@ -58,9 +58,9 @@ class LossBound(FixedRadius):
 
     reads_loss = True
 
-    def __init__(self, kappa: float = 0.25) -> None:
+    def __init__(self, kappa: float = 0.35) -> None:
         if not kappa > 0:
-            raise ConfigError(explain("kappa", kappa, "a rise of the root of the loss > 0", "use 0.25"))
+            raise ConfigError(explain("kappa", kappa, "a rise of the root of the loss > 0", "use 0.35"))
         self.kappa = kappa
 
     def __call__(

@@ -214,8 +214,8 @@ def test_the_default_radius_of_vsam_asks_nothing_of_the_base_optimizer():
     ("loss", "gradient", "radius"),
     [
         (1.0, (0.6, 0.8), 0.3),
-        (1.0, (3.0, 4.0), 0.1),  # sqrt(1 + 5 r) is, to first order, 1.25
-        (0.25, (3.0, 4.0), 0.05),
+        (1.0, (3.0, 4.0), 0.14),  # sqrt(1 + 5 r) is, to first order, 1.35
+        (0.25, (3.0, 4.0), 0.07),
         (0.0, (3.0, 4.0), 0.0),
         (1e6, (0.0, 1e-3), 0.3),
     ],

@@ -47,9 +47,10 @@ class VSAM(SharpnessAware):
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius. None: min(0.3, sqrt(L_A) / (2 |g_A|)), or 0.05 for "variance". The first is what nets of a few
+        rho: Radius. None: min(0.3, 0.7 sqrt(L_A) / |g_A|), or 0.05 for "variance". The first is what nets of a few
             layers trained from random weights took, whatever their bits and learning rates; the second lets the root
-            of the loss rise by 1/4 and no more, for pretrained nets near a steep minimum (`LossBound`).
+            of the loss rise by 0.35 and no more, for pretrained nets near a steep minimum (`LossBound`). It wants a
+            closure that returns the mean loss, unscaled.
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
