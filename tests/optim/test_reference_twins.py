@@ -1,6 +1,5 @@
 """The fast optimizers compute what the papers' letters say."""
 
-import math
 from fractions import Fraction
 
 import pytest
@@ -138,7 +137,7 @@ TWINS = {
             p.copies(),
             p.gradient,
             budget=Fraction(23, 20),
-            rho=math.sqrt(SGD["lr"]),
+            rho=0.3,
             batch_size=BATCH,
             loss=p.loss_at,
             **SGD,

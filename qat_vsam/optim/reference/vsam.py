@@ -21,7 +21,7 @@ class ReferenceBudget(ReferenceSAM):
         budget: Mean gradients a step, as an exact fraction.
         q: Share of the part, as an exact fraction.
         batch_size: Rows of the batch.
-        loss: The mean loss at given weights on given rows; with it the radius is at most loss / |g_A|.
+        loss: The mean loss at given weights on given rows; with it its root rises by at most 0.35, to first order.
         gamma: Decay of h; 0: no reuse.
         ascend_only: Ascend along the part and take the whole batch's gradient there; no h.
     """
@@ -66,7 +66,10 @@ class ReferenceBudget(ReferenceSAM):
         self.cost += self.q
         part, rest, q = slice(0, self.rows), slice(self.rows, None), float(self.q)
         g_A = self.gradient(self.w, part)
-        rho = self.rho if self.loss is None else min(self.rho, self.loss(self.w, part) / norm(g_A))
+        rho = self.rho
+        if self.loss is not None:
+            slope_of_root = norm(g_A) / (2 * math.sqrt(self.loss(self.w, part)))
+            rho = min(rho, 0.35 / slope_of_root)
         there = perturbed(self.w, g_A, rho)
         if self.ascend_only:
             self.descend(self.gradient(there, ALL))
