@@ -12,7 +12,7 @@ from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.train import run_recipe
 
 # a fine-tune's start: chosen for nets that are already trained, on validation images
-FINE_TUNING = {"name": "vsam", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4, "rho": 0.05}
+FINE_TUNING = {"name": "vsam", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
 
 
 def quantize_recipe(
