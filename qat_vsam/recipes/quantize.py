@@ -11,7 +11,7 @@ from qat_vsam.models import model_info
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.train import run_recipe
 
-# a fine-tune's start: chosen for nets that are already trained, on validation images
+# a fine-tune's start: the rate was chosen for nets that are already trained, on validation images
 FINE_TUNING = {"name": "vsam", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
 
 
