@@ -99,6 +99,9 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._exits.close()
+        if error is None and self._signals.received is not None:
+            # it came after the last look at the signals; everything is saved
+            raise Interrupted(self._signals.received)
 
     def after_step(self, loss: torch.Tensor | None, learning_rate: float) -> None:
         """Log, save and stop, each if it is time.
@@ -118,9 +121,7 @@ class Recorder:
         self._tell("step")
         every, ends_epoch = self._plan.checkpoint_every_steps, self.state.batch == self._plan.steps_per_epoch
         due = every is not None and step % every == 0 and not ends_epoch
-        if due or self._stop_asked or self.state.stopped:
-            self._save()
-        self._stop_if_asked()
+        self._save_and_stop(due)
 
     def after_epoch(self, validation_accuracy: float | None) -> None:
         """Log the epoch, write a checkpoint if there is enough to lose, and stop if asked.
@@ -154,9 +155,7 @@ class Recorder:
         self._tell("epoch")
         every, last = self._plan.checkpoint_every_steps, self.state.epoch == self._plan.epochs
         due = ledger.steps - self._saved >= STEPS_WORTH_SAVING or (every is not None and ledger.steps % every == 0)
-        if due or last or self._stop_asked or self.state.stopped:
-            self._save()
-        self._stop_if_asked()
+        self._save_and_stop(due or last)
 
     def _log_step(self, loss: torch.Tensor | None, learning_rate: float) -> None:
         if loss is not None:
@@ -181,6 +180,14 @@ class Recorder:
             timing={"train_seconds": ledger.train_seconds, "images_per_second": ledger.images_per_second},
         )
 
+    def _save_and_stop(self, due: bool) -> None:
+        # read once: a signal that comes after this line is answered at the next step, with its own checkpoint
+        stop = self._signals.received
+        if due or stop is not None or self.state.stopped:
+            self._save()
+        if stop is not None:
+            raise Interrupted(stop)
+
     def _save(self) -> None:
         if self._run is None:
             return
@@ -188,14 +195,6 @@ class Recorder:
             self._run.save(self.state.epoch, self.state.ledger.steps, self.state.state_dict())
         self._saved = self.state.ledger.steps
         self._tell("checkpoint")
-
-    @property
-    def _stop_asked(self) -> bool:
-        return self._signals.received is not None
-
-    def _stop_if_asked(self) -> None:
-        if self._signals.received is not None:
-            raise Interrupted(self._signals.received)
 
     def _tell(self, kind: str) -> None:
         if self._plan.on_event is None:

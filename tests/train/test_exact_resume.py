@@ -8,12 +8,13 @@ import random
 import select
 import signal
 import subprocess
+import sys
 
 import pytest
 import torch
 
 from qat_vsam.errors import CheckpointError
-from qat_vsam.train import CheckpointFolder, Interrupted, RunFolder, fit
+from qat_vsam.train import CheckpointFolder, Interrupted, RunFolder, fit, recorder
 
 CASES = {
     "sgd-fp32": ("sgd", None, False, 5),
@@ -125,6 +126,37 @@ def test_a_signal_writes_a_checkpoint_after_the_step_under_way(
     assert stopped.value.exit_code == code
     assert digits_run.train(tmp_path, epochs=3).resumed_from == step
     assert_same_end(tmp_path, undisturbed("sgd", None, False, 3))
+
+
+def test_a_signal_at_any_line_between_two_steps_leaves_a_checkpoint(digits_run, tmp_path):
+    def train(folder, at=None):
+        """Train for an epoch; a signal comes when the recorder first reaches line `at`. Returns its lines that ran."""
+        lines = []
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_filename != recorder.__file__ or frame.f_code.co_name.startswith("__"):
+                return None
+            if event == "line" and frame.f_lineno not in lines:
+                lines.append(frame.f_lineno)
+                if frame.f_lineno == at:
+                    signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            digits_run.train(folder, epochs=1)
+        finally:
+            sys.settrace(before)
+        return lines
+
+    lines = train(tmp_path / "undisturbed")
+    assert len(lines) > 20
+    for line in lines:
+        folder = tmp_path / str(line)
+        with pytest.raises(Interrupted):
+            train(folder, line)
+        assert CheckpointFolder(folder / "checkpoints").newest() is not None, f"line {line}"
 
 
 def test_the_handlers_from_before_are_put_back(digits_run, tmp_path):
