@@ -98,11 +98,11 @@ def mixture(first: Gradients, second: Gradients, share: float | Tensor) -> Gradi
     keys, left, right = _aligned(first, second)
     if not keys:
         return {}
-    torch._foreach_mul_(right, 1 - share)
     if isinstance(share, Tensor):
+        torch._foreach_mul_(right, 1 - share)
         torch._foreach_add_(right, torch._foreach_mul(left, share))
     else:
-        torch._foreach_add_(right, left, alpha=share)
+        torch._foreach_lerp_(right, left, share)
     return dict(zip(keys, right, strict=True))
 
 

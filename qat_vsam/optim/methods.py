@@ -125,12 +125,11 @@ class Part(Method):
 
     def __call__(self, passes: Passes, rows: Rows) -> Outcome:
         part, displaced = passes.ascend(rows.part, rows.part, moves_statistics=rows.part_moves)
-        psf = difference(displaced.gradients, part.gradients) if displaced and not part.own else None
         paid = rows.share if displaced else 0.0
         if rows.rest is None:
+            psf = difference(displaced.gradients, part.gradients) if displaced and not part.own else None
             return Outcome(part.loss, displaced.gradients if displaced else part.gradients, psf, paid)
-        if displaced and psf:
-            psf = beyond_rounding(psf, part.gradients, displaced.gradients)
+        psf = beyond_rounding(part.gradients, displaced.gradients) if displaced else None
         del displaced
         loss, mixed = _with_rest(part, passes, rows)
         return Outcome(loss, total(mixed, psf) if psf else mixed, psf, paid)

@@ -148,8 +148,8 @@ class OrthogonalPSF(PSF):
         return total(gradients, _times({p: h.to(gradients[p].dtype) for p, h in kept.items()}, scale))
 
 
-def beyond_rounding(psf: Gradients, first: Gradients, second: Gradients) -> Gradients:
-    r"""What of h is more than the noise of rounding: c h, written into the tensors of `psf`, which is used up.
+def beyond_rounding(first: Gradients, second: Gradients) -> Gradients:
+    r"""What of h is more than the noise of rounding: c h, written into the tensors of `second`, which is used up.
 
         c = (|g_s|^2 - |g|^2) / |h|^2  in [0, 1],      h = g_s - g
 
@@ -160,17 +160,18 @@ def beyond_rounding(psf: Gradients, first: Gradients, second: Gradients) -> Grad
     than such errors, and without c they are added to the step at full length.
 
     Args:
-        psf: h, in new tensors.
         first: g, the gradient at w.
         second: g_s, that of the same rows at w + e.
 
     Example:
         >>> w = torch.zeros(2)
         >>> g, g_s = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])  # as long as one another, and all else differs
-        >>> beyond_rounding({w: g_s - g}, {w: g}, {w: g_s})[w].abs()
+        >>> beyond_rounding({w: g}, {w: g_s})[w].abs()
         tensor([0., 0.])
     """
-    length, before, after = (global_norm(list(gradients.values())) for gradients in (psf, first, second))
+    before, after = global_norm(list(first.values())), global_norm(list(second.values()))
+    psf = total(second, first, alpha=-1.0)
+    length = global_norm(list(psf.values()))
     # squares of the lengths would overflow where the lengths do not
     share = (after - before) / (length + _TINY) * ((after + before) / (length + _TINY))
     share = share.clamp(0, 1)

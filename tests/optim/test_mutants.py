@@ -94,7 +94,13 @@ MUTANTS = {
         "test_vsams_own_radius",
     ),
     "noise-of-rounding-taken-whole": Mutant(
-        [("methods", "psf = beyond_rounding(psf, part.gradients, displaced.gradients)", "pass")],
+        [
+            (
+                "methods",
+                "psf = beyond_rounding(part.gradients, displaced.gradients)",
+                "psf = difference(displaced.gradients, part.gradients)",
+            )
+        ],
         "test_noise_of_rounding.py",
         "test_h_counts_in_proportion",
     ),
