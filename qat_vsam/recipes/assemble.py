@@ -186,11 +186,11 @@ def normalisation(recipe: Recipe) -> tuple[list[float], list[float]]:
     return list(recipe.model.mean or info.mean), list(recipe.model.std or info.std)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> Optimizer:
+def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int, train_size: int | None = None) -> Optimizer:
     """The optimizer over the model's groups by role.
 
-    What a member takes from the run where the recipe leaves it open: its length, its seed, and for the
-    published schedule a warm-up of three epochs.
+    What a member takes from the run where the recipe leaves it open: its length, its seed, the number of its
+    training images, and for the published schedule a warm-up of three epochs.
     """
     section = recipe.optimizer
     groups = param_groups(model, weight_decay=section.weight_decay)
@@ -209,6 +209,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int) -> O
         "total_steps": max(steps_per_epoch * recipe.train.epochs, 1),
         "warmup_steps": WARMUP_EPOCHS * steps_per_epoch,
         "seed": recipe.seed,
+        "train_size": train_size,
     }
     taken = inspect.signature(member).parameters
     options = {**{key: value for key, value in of_the_run.items() if key in taken}, **options}

@@ -81,7 +81,7 @@ def _workload(recipe: Recipe, section: BenchSection, data_root: Path | None) -> 
     if recipe.quant is not None:
         assemble.quantize_model(recipe, model, loaders.calibration)
     model.train()
-    optimizer: Any = assemble.build_optimizer(recipe, model, len(loaders.train))
+    optimizer: Any = assemble.build_optimizer(recipe, model, len(loaders.train), len(loaders.train.split))
     starts_anew = isinstance(getattr(optimizer, "schedule", None), BudgetSchedule)
     start = optimizer.schedule.state_dict() if starts_anew else {}
     loss = assemble.loss_function(recipe)

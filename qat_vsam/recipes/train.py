@@ -228,7 +228,7 @@ def train_model(
     if recipe.train.compile_model:
         model.compile()  # in place: names of parameters stay, and copies for an export are not compiled
     total_steps = recipe.train.epochs * len(loaders.train)
-    optimizer = assemble.build_optimizer(recipe, model, len(loaders.train))
+    optimizer = assemble.build_optimizer(recipe, model, len(loaders.train), len(loaders.train.split))
     with torch.random.fork_rng(devices=[recipe.device] if recipe.device.startswith("cuda") else []):
         # dropout and the like draw from torch's generator; checkpoints keep its state
         torch.manual_seed(recipe.seed)

@@ -93,6 +93,11 @@ MUTANTS = {
         "test_perturbation.py",
         "test_vsams_own_radius",
     ),
+    "own-radius-whatever-the-train-size": Mutant(
+        [("family/vsam", "_RHO_OF_ONE_EXAMPLE / math.sqrt(train_size)", "_RHO_OF_ONE_EXAMPLE / 30")],
+        "test_perturbation.py",
+        "test_the_default_radius_of_vsam_is_smaller",
+    ),
     "noise-of-rounding-taken-whole": Mutant(
         [
             (

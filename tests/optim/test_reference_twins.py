@@ -132,12 +132,12 @@ TWINS = {
         {},
     ),
     "vsam": (
-        {},
+        {"train_size": 2000},
         lambda p: ReferenceBudget(
             p.copies(),
             p.gradient,
             budget=Fraction(23, 20),
-            rho=0.3,
+            rho=9 / 2000**0.5,
             batch_size=BATCH,
             loss=p.loss_at,
             **SGD,

@@ -11,6 +11,7 @@ import pytest
 from qat_vsam import config
 from qat_vsam.optim import FAMILY
 from qat_vsam.recipes import run_recipe
+from qat_vsam.train import CheckpointFolder
 
 REQUIRED = {"random_count_sam": {"count": 5}}
 
@@ -24,3 +25,11 @@ def test_every_member_trains_the_digits(tmp_path: Path, small_recipe: Callable[.
 
     assert result["cost"]["steps"] == 15
     assert losses[-1] < losses[0]
+
+
+def test_vsam_is_told_how_many_images_there_are(tmp_path: Path, small_recipe: Callable[..., config.Recipe]) -> None:
+    run_recipe(small_recipe(optimizer={"name": "vsam", "rho": None}, train={"epochs": 1}), tmp_path)
+    state = CheckpointFolder(tmp_path / "checkpoints").newest()
+    assert state is not None
+    # 0.1 is what it takes if nobody tells
+    assert {group["rho"] for group in state["training"]["optimizer"]["param_groups"]} == {0.3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ from qat_vsam.optim.variance_schedule import VarianceSchedule
 _METHODS = {"part": (Part, 0.25), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SCHEDULES = ("budget", "variance")
 _PUBLISHED_RHO, _PUBLISHED_REUSE = 0.05, 0.7
-_LARGEST_RHO = 0.3
+# What suited nets trained on 300 to 20,000 images; 0.05 is also what SAM is used with on 50,000 and more.
+_RHO_OF_ONE_EXAMPLE, _SMALLEST_RHO, _LARGEST_RHO, _RHO_UNINFORMED = 9.0, 0.05, 0.3, 0.1
 
 
 class VSAM(SharpnessAware):
@@ -47,10 +49,12 @@ class VSAM(SharpnessAware):
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius. None: min(0.3, 0.7 sqrt(L_A) / |g_A|), or 0.05 for "variance". The first is what nets of a few
-            layers trained from random weights took, whatever their bits and learning rates; the second lets the root
-            of the loss rise by 0.35 and no more, for pretrained nets near a steep minimum (`LossBound`). It wants a
-            closure that returns the mean loss, unscaled.
+        rho: Radius. None: min(r, 0.7 sqrt(L_A) / |g_A|), or 0.05 for "variance". r is what `train_size` tells. The
+            other bound lets the root of the loss rise by 0.35 and no more, for pretrained nets near a steep minimum
+            (`LossBound`). It wants a closure that returns the mean loss, unscaled.
+        train_size: Number N of training examples, for rho=None: r = 9 / sqrt(N) within [0.05, 0.3]. The fewer there
+            are, the more a net learns of them by heart, which is what a large radius prevents; where there are many,
+            it prevents the net from fitting them in the time there is. None: r = 0.1.
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
@@ -100,6 +104,7 @@ class VSAM(SharpnessAware):
         base_optimizer: type[Optimizer],
         *,
         rho: float | None = None,
+        train_size: int | None = None,
         schedule: str | Schedule = "budget",
         gradient_budget: float = 1.15,
         method: str = "part",
@@ -153,7 +158,7 @@ class VSAM(SharpnessAware):
         published = isinstance(schedule, VarianceSchedule)
         bound = rho is None and not published
         if rho is None:
-            rho = _PUBLISHED_RHO if published else _LARGEST_RHO
+            rho = _PUBLISHED_RHO if published else _own_rho(train_size)
         if reuse is None:
             reuse = _PUBLISHED_REUSE if published else 0.0
         super().__init__(
@@ -168,3 +173,11 @@ class VSAM(SharpnessAware):
         if bound and type(self.perturbation.radius) is FixedRadius:
             self.perturbation = copy.copy(self.perturbation)
             self.perturbation.radius = LossBound()
+
+
+def _own_rho(train_size: int | None) -> float:
+    if train_size is None:
+        return _RHO_UNINFORMED
+    if train_size < 1:
+        raise ConfigError(explain("train_size", train_size, "a number of examples >= 1", "pass len(dataset)"))
+    return min(max(_RHO_OF_ONE_EXAMPLE / math.sqrt(train_size), _SMALLEST_RHO), _LARGEST_RHO)
