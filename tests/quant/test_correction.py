@@ -11,7 +11,6 @@ from qat_vsam.quant import QuantSpec, calibrate, correct_bias, prepare, set_quan
 
 
 def depthwise_net():
-    torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
         *(nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
@@ -28,6 +27,7 @@ def depthwise_net():
 
 def quantized(build=depthwise_net, rows=32):
     """A float net, its quantized twin, and data."""
+    torch.manual_seed(0)
     net, x = build(), torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.3
     model = copy.deepcopy(net)
     prepare(model, QuantSpec.preset("w2a8", first_last_bits=2))
@@ -114,6 +114,8 @@ def test_batches_of_different_size_count_by_their_rows():
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
 def test_the_mean_of_each_output_channel_is_that_of_the_float_layer(layer, shape):
+    torch.manual_seed(0)
+    layer.reset_parameters()
     model, x = nn.Sequential(copy.deepcopy(layer)), torch.rand(shape, generator=torch.Generator().manual_seed(0))
     axis = x.dim() - 1 if isinstance(layer, nn.Linear) else x.dim() - 1 - len(layer.kernel_size)
 
