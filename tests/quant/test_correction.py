@@ -114,7 +114,6 @@ def test_batches_of_different_size_count_by_their_rows():
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
 def test_the_mean_of_each_output_channel_is_that_of_the_float_layer(layer, shape):
-    torch.manual_seed(0)
     layer.reset_parameters()
     model, x = nn.Sequential(copy.deepcopy(layer)), torch.rand(shape, generator=torch.Generator().manual_seed(0))
     axis = x.dim() - 1 if isinstance(layer, nn.Linear) else x.dim() - 1 - len(layer.kernel_size)

@@ -18,11 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _untouched_process() -> Iterator[None]:
-    """Thread count and random generator are the process's: each test gives them back."""
-    threads, random = torch.get_num_threads(), torch.get_rng_state()
+    """The thread count is the process's: each test gives it back."""
+    threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    torch.set_rng_state(random)
 
 
 @pytest.fixture(scope="session")
