@@ -10,7 +10,8 @@ from typing import Any
 
 from qat_vsam.export.evidence import read_proof, verify
 from qat_vsam.export.exporter import export
-from qat_vsam.export.integer import IntegerConv, IntegerConvTranspose, IntegerEmbedding, IntegerLinear, integer_model
+from qat_vsam.export.integer import integer_model
+from qat_vsam.export.integer_layers import IntegerConv, IntegerConvTranspose, IntegerEmbedding, IntegerLinear
 from qat_vsam.export.packed import load_packed
 from qat_vsam.export.proof import Proof, generate_inputs
 from qat_vsam.export.runtime import load_runtime, predict

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from qat_vsam.export.integer import IntegerLayer
+from qat_vsam.export.integer_layers import IntegerLayer
 from qat_vsam.export.onnx_graph import weight_codes
 from qat_vsam.export.packed import load_packed
 from qat_vsam.export.probe import IntegerProbe, OnnxProbe, Probe, answer

@@ -33,7 +33,8 @@ from torch.onnx import ONNXProgram
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.export.fold import fold_batch_norms, separate_biases, settle_initializers, trace_back
-from qat_vsam.export.integer import IntegerLayer, IntegerTensor, integer_model
+from qat_vsam.export.integer import integer_model
+from qat_vsam.export.integer_layers import IntegerLayer, IntegerTensor
 from qat_vsam.export.repeats import remove_repeats
 from qat_vsam.quant.borders import borders, is_border, put_at
 from qat_vsam.quant.functional import dequantize, quantize, sign_codes

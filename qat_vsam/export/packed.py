@@ -31,7 +31,8 @@ from qat_vsam.errors import CheckpointError, InputError, QatVsamError, explain
 from qat_vsam.export.bits import pack_codes, unpack_codes
 from qat_vsam.export.files import read_bytes
 from qat_vsam.export.grid import Grid
-from qat_vsam.export.integer import IntegerLayer, IntegerTensor, integer_layer, integer_model, row_shape
+from qat_vsam.export.integer import integer_model
+from qat_vsam.export.integer_layers import IntegerLayer, IntegerTensor, integer_layer, row_shape
 from qat_vsam.models import build_model, is_trusted
 from qat_vsam.quant.attention import call_projections
 from qat_vsam.quant.borders import Border, borders, put_at

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qat_vsam.export.integer import IntegerLayer, IntegerTensor
+from qat_vsam.export.integer_layers import IntegerLayer, IntegerTensor
 from qat_vsam.export.onnx_graph import layer_inputs, tensor_codes
 from qat_vsam.export.runtime import OnnxRuntime
 from qat_vsam.quant import Quantizer, QuantLayer, quant_layers

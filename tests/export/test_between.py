@@ -13,7 +13,7 @@ from torch import nn
 import qat_vsam as qv
 from qat_vsam.errors import CheckpointError, ExportMismatch
 from qat_vsam.export import integer_model, load
-from qat_vsam.export.integer import IntegerTensor
+from qat_vsam.export.integer_layers import IntegerTensor
 from qat_vsam.quant import operations_between
 from qat_vsam.quant.borders import borders
 

@@ -39,21 +39,21 @@ MUTANTS = {
         "fold", "np.sqrt(variance + epsilon)", "np.sqrt(variance)", "onnx", "test_a_norm_with_a_large_epsilon"
     ),
     "bias-lost-in-integers": export(
-        "integer",
+        "integer_layers",
         "return y if self.bias is None else y + self.per_channel(self.bias)",
         "return y",
         "integer",
         "test_it_is_the_fake_quantized_net_bit_for_bit",
     ),
     "sums-in-too-few-digits": export(
-        "integer",
+        "integer_layers",
         "return torch.float32 if reach < _FLOAT32_EXACT else torch.float64",
         "return torch.float32",
         "integer",
         "test_accumulators_are_exact_integers",
     ),
     "zero-point-left-in-the-sum": export(
-        "integer", "codes -= self.activation_grid.zero_point", "pass", "grid", "test_sums_of_codes_are_exact"
+        "integer_layers", "codes -= self.activation_grid.zero_point", "pass", "grid", "test_sums_of_codes_are_exact"
     ),
     "reach-without-the-zero-point": export(
         "grid",

@@ -10,7 +10,7 @@ import qat_vsam as qv
 from qat_vsam.errors import InputError
 from qat_vsam.export import IntegerConv, IntegerLinear, integer_model
 from qat_vsam.export.grid import Grid
-from qat_vsam.export.integer import IntegerLayer
+from qat_vsam.export.integer_layers import IntegerLayer
 from qat_vsam.quant import quant_layers
 
 
