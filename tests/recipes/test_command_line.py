@@ -225,6 +225,7 @@ def test_a_model_and_a_dataset_of_the_user_reach_a_verified_onnx(
     )  # fmt: skip
     assert code == 0, err
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    assert result["optimizer"] == "sgd"
     assert {export["format"] for export in result["exports"]} == {"onnx", "packed"}
     assert all(export["proof"]["passed"] for export in result["exports"])
     assert all(export["test_accuracy"] == result["accuracy"]["test"] for export in result["exports"])
