@@ -43,15 +43,18 @@ def interleave(
     repeats: int = 30,
     warmup: int = 5,
     *,
+    turns: int = 1,
     synchronize: Callable[[], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
     """Time workloads in turn, round after round.
 
     Args:
-        workloads: name and function; each is called `warmup + repeats` times.
+        workloads: name and function; each is called `(warmup + repeats) * turns` times.
         repeats: timed rounds.
         warmup: rounds that are not timed, for caches, allocators and compilers.
+        turns: calls of each workload in a round, whose sum is one time. They too are made in turn, so a load of the
+            machine that is shorter than a round meets all workloads alike.
         synchronize: waits for an accelerator, e.g. `torch.cuda.synchronize`; called inside the timed span.
         progress: called after each round with the rounds done and their total.
 
@@ -59,28 +62,30 @@ def interleave(
         The timings by name, in the order given.
 
     Raises:
-        ConfigError: fewer than one repeat, or a negative warm-up.
+        ConfigError: fewer than one repeat or turn, or a negative warm-up.
 
     Example:
         >>> timings = interleave({"sum": lambda: sum(range(10)), "list": lambda: list(range(10))}, repeats=3)
         >>> {name: len(timing.times) for name, timing in timings.items()}
         {'sum': 3, 'list': 3}
     """
-    for key, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
+    for key, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("turns", turns, 1)):
         if value < least:
             raise ConfigError(explain(key, value, f"at least {least}", "choose more rounds"))
-    times: dict[str, list[float]] = {name: [] for name in workloads}
+    rounds: list[dict[str, float]] = []
     for done in range(warmup + repeats):
-        for name, workload in workloads.items():
-            start = time.perf_counter()
-            workload()
-            if synchronize is not None:
-                synchronize()
-            if done >= warmup:
-                times[name].append(time.perf_counter() - start)
+        spent = dict.fromkeys(workloads, 0.0)
+        for _ in range(turns):
+            for name, workload in workloads.items():
+                start = time.perf_counter()
+                workload()
+                if synchronize is not None:
+                    synchronize()
+                spent[name] += time.perf_counter() - start
+        rounds.append(spent)
         if progress is not None:
             progress(done + 1, warmup + repeats)
-    return {name: Timing(tuple(values)) for name, values in times.items()}
+    return {name: Timing(tuple(spent[name] for spent in rounds[warmup:])) for name in workloads}
 
 
 def median_ratio(numerator: Timing, denominator: Timing) -> float:

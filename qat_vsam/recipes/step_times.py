@@ -82,7 +82,7 @@ def bench_steps(*, repeats: int = 8, threads: int = 1, listener: Listener | None
     (float32 and bfloat16), with brevitas' layers and with PyTorch's learnable operator, all under the same policy.
 
     Args:
-        repeats: timed rounds of ten steps each.
+        repeats: timed rounds of ten steps of each workload, a step of each in turn.
         threads: of torch.
         listener: hears how far it is.
 
@@ -93,14 +93,14 @@ def bench_steps(*, repeats: int = 8, threads: int = 1, listener: Listener | None
         ("ResNet-20, batch 128, 32 x 32", resnet20_workloads),
         ("ResNet-18, batch 32, 64 x 64", resnet18_workloads),
     ):
-        yield _time(title, partial(build, OPTIMIZERS, steps=PERIOD), repeats, threads, listener)
+        yield _time(title, partial(build, OPTIMIZERS, steps=1), repeats, threads, listener)
 
 
 def bench_sizes(*, repeats: int = 8, threads: int = 1, listener: Listener | None = None) -> Iterator[StepTable]:
     """Time float32 training steps of SGD, VSAM and SAM on networks of 0.1 M to 90 M parameters, on random images.
 
     Args:
-        repeats: timed rounds of ten steps each.
+        repeats: timed rounds of ten steps of each workload, a step of each in turn.
         threads: of torch.
         listener: hears how far it is.
 
@@ -111,7 +111,7 @@ def bench_sizes(*, repeats: int = 8, threads: int = 1, listener: Listener | None
         model = build_model(name, seed=0, **options)
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         title = f"{name}, {millions:.2f} M, batch {shape[0]}, {shape[2]} x {shape[3]}"
-        build = partial(step_workloads, model, shape, OPTIMIZERS, implementations=(), steps=PERIOD)
+        build = partial(step_workloads, model, shape, OPTIMIZERS, implementations=(), steps=1)
         yield _time(title, build, repeats, threads, listener)
 
 
@@ -125,7 +125,7 @@ def _time(
     (listener or Listener()).say(f"timing {title}: {repeats} rounds of {PERIOD} steps on {threads} thread(s)")
     with torch_threads(threads):
         workloads = build()
-        timings = interleave(workloads, repeats=repeats, warmup=WARMUP_ROUNDS)
+        timings = interleave(workloads, repeats=repeats, warmup=WARMUP_ROUNDS, turns=PERIOD)
     return StepTable(title, tuple(_step_rows(workloads, timings)))
 
 
@@ -147,8 +147,8 @@ def _step_rows(workloads: Mapping[str, StepWorkload], timings: Mapping[str, Timi
         first, third = timing.quartiles
         yield StepRow(
             name=name,
-            median_ms=1000 * timing.median / workload.steps,
-            quartiles_ms=(1000 * first / workload.steps, 1000 * third / workload.steps),
+            median_ms=1000 * timing.median / PERIOD,
+            quartiles_ms=(1000 * first / PERIOD, 1000 * third / PERIOD),
             ratio_to_float=median_ratio(timing, timings["float32 sgd"]),
             gradient_evaluations=evaluations,
             ratio_to_declared=median_ratio(timing, plain) / evaluations if evaluations > 1 else None,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -27,6 +29,15 @@ def test_workloads_run_in_turn_and_only_timed_rounds_count() -> None:
     assert rounds[-1] == (6, 6)
     assert list(timings) == ["a", "b", "c"]
     assert all(len(timing.times) == 4 and min(timing.times) >= 0 for timing in timings.values())
+
+
+def test_turns_of_a_round_are_taken_in_turn_and_summed() -> None:
+    calls: list[str] = []
+    # each look at the clock finds it one second later
+    with mock.patch("time.perf_counter", side_effect=map(float, range(1000))):
+        timings = interleave({name: partial(calls.append, name) for name in "ab"}, repeats=2, warmup=1, turns=3)
+    assert calls == ["a", "b"] * 9
+    assert timings["a"].times == timings["b"].times == (3.0, 3.0)
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -56,5 +67,7 @@ def test_impossible_rounds_are_refused() -> None:
         interleave({}, repeats=0)
     with pytest.raises(ConfigError, match="warmup"):
         interleave({}, repeats=1, warmup=-1)
+    with pytest.raises(ConfigError, match="turns"):
+        interleave({}, turns=0)
     with pytest.raises(ConfigError, match="as many rounds for both"):
         median_ratio(Timing((1.0,)), Timing((1.0, 2.0)))
