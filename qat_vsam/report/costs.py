@@ -63,13 +63,22 @@ def _step_time(
     for row in bench.rows if bench else ():
         if row.arm == name and row.ratio_to_sgd is not None:
             return row.ratio_to_sgd, "bench"
-    ratio = None if sgd is None else _ratio(_step_seconds(rows), _step_seconds(sgd))
+    ratio = None if sgd is None else _median_ratio(_step_seconds(rows), _step_seconds(sgd))
     return ratio, None if ratio is None else "training"
 
 
-def _step_seconds(rows: pd.DataFrame) -> float | None:
-    seconds = pd.to_numeric(rows["train_seconds"]) / pd.to_numeric(rows["steps"]).where(lambda steps: steps > 0)
-    return None if seconds.dropna().empty else float(seconds.median())
+def _median_ratio(own: pd.Series, reference: pd.Series) -> float | None:
+    # within a seed, since runs of one seed follow each other and so meet the machine's load most alike
+    paired = (own / reference).dropna()
+    if not paired.empty:
+        return float(paired.median())
+    return None if own.empty or reference.empty else float(own.median() / reference.median())
+
+
+def _step_seconds(rows: pd.DataFrame) -> pd.Series:
+    """By seed, where they are known."""
+    steps = pd.to_numeric(rows["steps"]).where(lambda steps: steps > 0)
+    return (pd.to_numeric(rows["train_seconds"]) / steps).groupby(rows["seed"]).median().dropna()
 
 
 def _ratio(own: float | None, reference: float | None) -> float | None:

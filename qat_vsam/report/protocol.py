@@ -99,8 +99,8 @@ def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list
         )
     if any(arm.time_source == "training" for arm in arms):
         lines.append(
-            "Time ratios marked “from training” come from the runs' own clocks, at different moments and "
-            "under different load; `qat-vsam bench` measures them in turn."
+            "Time ratios marked “from training” are medians over seeds of the runs' own clocks, at different moments "
+            "and under different load; `qat-vsam bench` measures them in turn."
         )
     if "simulated" in set(runs["target"].dropna()):
         lines.append(

@@ -143,6 +143,15 @@ def test_time_comes_from_the_bench_and_else_from_training_and_says_which(
     assert untimed.time_ratio == pytest.approx(1.36, rel=0.1)
 
 
+def test_times_of_training_are_compared_within_a_seed(make_run: Callable[..., Path]) -> None:
+    # the machine is slow from seed 1 on, and one run waited
+    for seed, (sgd, sam) in enumerate([(1.0, 2.0), (4.0, 8.0), (4.0, 80.0)]):
+        make_run("w4a4", "sgd", seed, cost={"steps": 540, "gradient_evaluations": 540.0, "train_seconds": sgd})
+        more = {"steps": 540, "gradient_evaluations": 1080.0, "train_seconds": sam}
+        folder = make_run("w4a4", "sam", seed, cost=more).parent.parent
+    assert arms_of(folder)["w4a4-sam"].time_ratio == 2.0
+
+
 def test_without_sam_the_share_is_missing_with_its_reason(make_comparison: Callable[..., Path]) -> None:
     arms = arms_of(make_comparison(seeds=2, arms=[("w4a4", "sgd"), ("w4a4", "vsam")]))
     vsam = arms["w4a4-vsam"]
