@@ -28,6 +28,7 @@ def integer_model(model: nn.Module) -> nn.Module:
         InputError: a layer cannot be written as integers: quantizers partly off, a pending `weight_offset`.
 
     Example:
+        >>> import torch
         >>> import qat_vsam as qv
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> x = torch.randn(16, 4)
