@@ -173,10 +173,12 @@ def _panels(rows: int, columns: int, height: float, labels: Sequence[str]) -> tu
     figure = Figure(figsize=(width, rows * height))
     FigureCanvasAgg(figure)
     probe = figure.add_axes((0, 0, 1, 1))
-    # a very long label may leave the page rather than squeeze the panel to nothing
-    right = min(widest(probe, labels) + 20, 0.45 * width * 72 / columns)
+    right = widest(probe, labels) + 20
     probe.remove()
-    cell, tall = width * 72 / columns, height * 72
+    # a very long label makes the figure wider rather than squeeze the panel to nothing
+    cell, tall = max(width * 72 / columns, right / 0.45), height * 72
+    width = cell * columns / 72
+    figure.set_size_inches(width, rows * height)
     panels = []
     for row in range(rows):
         for column in range(columns):

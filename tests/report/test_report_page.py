@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib import image
 
 from qat_vsam.errors import InputError
 from qat_vsam.report import build_report
@@ -167,6 +168,15 @@ def test_many_methods_are_told_in_one_sentence_and_drawn_precision_by_precision(
     assert "Of each precision 10 arms at most" in page.text
     svg = (out / "figures" / "accuracy_vs_evaluations.svg").read_text()
     assert svg.count('<g id="axes_') == 2
+
+
+def test_a_long_name_of_a_curve_stays_in_the_figure(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    name = "W4A4 half of the batch at three steps of ten"
+    runs = make_run("w4a4", "vsam", 0, label=name)
+    out = build_report([runs], tmp_path / "out", title="long").parent
+    for figure in ("learning_curves", "cost_and_psf"):
+        pixels = image.imread(out / "figures" / f"{figure}.png")
+        assert (pixels[:, -3:] == 1.0).all(), figure
 
 
 def test_one_seed_has_no_interval_and_one_run_reports(make_run: Callable[..., Path], tmp_path: Path) -> None:
