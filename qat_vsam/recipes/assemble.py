@@ -190,9 +190,11 @@ def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int, trai
     """The optimizer over the model's groups by role.
 
     What a member takes from the run where the recipe leaves it open: its length, its seed, the number of its
-    training images, and for the published schedule a warm-up of three epochs.
+    different training images, and for the published schedule a warm-up of three epochs.
     """
     section = recipe.optimizer
+    if train_size is not None and recipe.data.augment is not None:
+        train_size *= max(recipe.train.epochs, 1)
     groups = param_groups(model, weight_decay=section.weight_decay)
     for group in groups:
         if group.get("role") == "step_size":

@@ -27,9 +27,20 @@ def test_every_member_trains_the_digits(tmp_path: Path, small_recipe: Callable[.
     assert losses[-1] < losses[0]
 
 
-def test_vsam_is_told_how_many_images_there_are(tmp_path: Path, small_recipe: Callable[..., config.Recipe]) -> None:
-    run_recipe(small_recipe(optimizer={"name": "vsam", "rho": None}, train={"epochs": 1}), tmp_path)
+@pytest.mark.parametrize(
+    ("augment", "epochs", "rho"),
+    [
+        (None, 1, 0.3),  # 0.1 is what it takes if nobody tells
+        (None, 12, 0.3),
+        ("shift", 1, 0.3),
+        ("shift", 12, 9 / 1200**0.5),  # each view is seen once
+    ],
+)
+def test_vsam_is_told_how_many_different_images_there_are(
+    tmp_path: Path, small_recipe: Callable[..., config.Recipe], augment: str | None, epochs: int, rho: float
+) -> None:
+    changes = {"data": {"augment": augment}, "optimizer": {"rho": None}, "train": {"epochs": epochs}}
+    run_recipe(small_recipe(**changes), tmp_path)
     state = CheckpointFolder(tmp_path / "checkpoints").newest()
     assert state is not None
-    # 0.1 is what it takes if nobody tells
-    assert {group["rho"] for group in state["training"]["optimizer"]["param_groups"]} == {0.3}
+    assert {group["rho"] for group in state["training"]["optimizer"]["param_groups"]} == {rho}

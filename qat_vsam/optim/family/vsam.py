@@ -23,8 +23,8 @@ from qat_vsam.optim.variance_schedule import VarianceSchedule
 _METHODS = {"part": (Part, 0.25), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SCHEDULES = ("budget", "variance")
 _PUBLISHED_RHO, _PUBLISHED_REUSE = 0.05, 0.7
-# What suited nets trained on 300 to 20,000 images; 0.05 is also what SAM is used with on 50,000 and more.
-_RHO_OF_ONE_EXAMPLE, _SMALLEST_RHO, _LARGEST_RHO, _RHO_UNINFORMED = 9.0, 0.05, 0.3, 0.1
+# What suited nets trained on 300 to 5,000 images, and did no harm to one that saw 100,000 different views.
+_RHO_OF_ONE_EXAMPLE, _SMALLEST_RHO, _LARGEST_RHO, _RHO_UNINFORMED = 9.0, 0.02, 0.3, 0.1
 
 
 class VSAM(SharpnessAware):
@@ -52,9 +52,10 @@ class VSAM(SharpnessAware):
         rho: Radius. None: min(r, 0.7 sqrt(L_A) / |g_A|), or 0.05 for "variance". r is what `train_size` tells. The
             other bound lets the root of the loss rise by 0.35 and no more, for pretrained nets near a steep minimum
             (`LossBound`). It wants a closure that returns the mean loss, unscaled.
-        train_size: Number N of training examples, for rho=None: r = 9 / sqrt(N) within [0.05, 0.3]. The fewer there
-            are, the more a net learns of them by heart, which is what a large radius prevents; where there are many,
-            it prevents the net from fitting them in the time there is. None: r = 0.1.
+        train_size: Number N of different training examples, for rho=None: r = 9 / sqrt(N) within [0.02, 0.3]. With
+            random augmentation each view is another example: N is images times epochs. The fewer there are, the
+            more a net learns of them by heart, which is what a large radius prevents; where there are many, it
+            prevents the net from fitting them in the time there is. None: r = 0.1.
         schedule: "budget", "variance" or a `Schedule`.
         gradient_budget: Mean cost in gradients a step that is not exceeded; "budget" only.
         method: "part", "ascend_part" or "interval"; "budget" only.
