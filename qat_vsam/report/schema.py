@@ -114,12 +114,16 @@ class BenchRecord(_Record):
 
 
 class StepRecord(_Record):
-    """A "step" line of metrics.jsonl; `psf_norm` is absent, null or NaN before the first second gradient."""
+    """A "step" line of metrics.jsonl; `psf_norm` is absent, null or NaN before the first second gradient.
+
+    `rate` is the share of steps that the optimizer means to pay a second gradient for; plain ones have none.
+    """
 
     step: Count
     gradient_evaluations: Amount | None = None
     psf_norm: float | None = None
     gradient_norm: float | None = None
+    rate: Fraction | None = None
     loss: float | None = None
 
 

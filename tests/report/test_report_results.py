@@ -124,3 +124,19 @@ def test_unknown_keys_and_missing_curves_are_no_obstacle(make_run: Callable[...,
     results = load_results(folder)
     assert results.steps.empty
     assert results.epochs.empty
+
+
+def test_steps_carry_what_the_schedule_did(make_run: Callable[..., Path]) -> None:
+    folder = make_run("w4a4", "vsam", 0)
+    steps = [
+        {"kind": "step", "step": 50, "psf_norm": 0.2, "rate": 0.16},
+        {"kind": "step", "step": 100, "psf_norm": 0.3},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    read = load_results(folder).steps
+    assert read[["arm", "seed", "step"]].values.tolist() == [["w4a4-vsam", 0, 50], ["w4a4-vsam", 0, 100]]
+    assert read["psf_norm"].tolist() == [0.2, 0.3]
+    assert read["rate"].fillna(-1).tolist() == [0.16, -1]
+    steps[0]["rate"] = 1.5
+    (folder / "metrics.jsonl").write_text(json.dumps(steps[0]))
+    assert "metrics.jsonl, line 1: rate: got 1.5" in complaint(folder)
