@@ -34,6 +34,19 @@ class QuantizedLinear(nn.Linear):
         return F.linear(x, used, self.bias)
 
 
+class Watcher(nn.Module):
+    """Counts forward passes unless told to stand still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates_state = True
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += self.updates_state
+        return x
+
+
 class Problem:
     """A network and eight batches, which the steps take in turn.
 
@@ -138,7 +151,7 @@ class Problem:
 
 @pytest.fixture
 def problem() -> Callable[..., Problem]:
-    """Builds a `Problem`: problem(seed, dtype, batch_norm, dropout, quantized)."""
+    """Builds a `Problem`: problem(seed, dtype, batch_norm, dropout, quantized, watched)."""
 
     def build(
         seed: int = 0,
@@ -146,6 +159,7 @@ def problem() -> Callable[..., Problem]:
         batch_norm: bool = False,
         dropout: float = 0.0,
         quantized: bool = False,
+        watched: bool = False,
     ) -> Problem:
         torch.manual_seed(seed)
         layers: list[nn.Module] = [QuantizedLinear(5, 8) if quantized else nn.Linear(5, 8)]
@@ -155,6 +169,8 @@ def problem() -> Callable[..., Problem]:
         if dropout:
             layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(8, 3))
+        if watched:
+            layers.append(Watcher())
         return Problem(nn.Sequential(*layers), inputs=5, seed=seed, dtype=dtype)
 
     return build
@@ -204,6 +220,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "late_sam": {"total_steps": 20, "begin": 0.3},
 }
 MEMBERS: dict[str, Member] = {name: Member(name, NEEDED.get(name, {})) for name in FAMILY} | {
+    "vsam-large-part": Member("vsam", {"share": 0.75, "gradient_budget": 1.5}),
     "vsam-ascend-part": Member("vsam", {"method": "ascend_part"}),
     "vsam-interval": Member("vsam", {"method": "interval", "share": 1.0, "gradient_budget": 1.4}),
     "vsam-learning-rate": Member("vsam", {"spend": "learning_rate"}),
@@ -216,6 +233,42 @@ def member(request: pytest.FixtureRequest) -> Member:
     """Every member in turn."""
     found: Member = request.param
     return found
+
+
+# One of each kind of step: where the second gradient is taken, on how much of the batch, and who decides when.
+PAYING_KINDS = {
+    "sam": Member("sam"),
+    "part": Member("vsam", {"gradient_budget": 1.5}),
+    "large-part": Member("vsam", {"share": 0.75, "gradient_budget": 1.75}),
+    "ascend-part": Member("vsam", {"method": "ascend_part", "gradient_budget": 1.25}),
+}
+KINDS = PAYING_KINDS | {
+    "part": Member("vsam", {"gradient_budget": 1.25}),
+    "large-part": Member("vsam", {"share": 0.75, "gradient_budget": 1.5}),
+    "interval": Member("vsam", {"method": "interval"}),
+    "variance": Member("vsam", {"schedule": "variance", "warmup_steps": 5}),
+    "split": Member("split_sgd"),
+}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request: pytest.FixtureRequest) -> Member:
+    """Each kind of step in turn."""
+    found: Member = request.param
+    return found
+
+
+@pytest.fixture(params=PAYING_KINDS.values(), ids=PAYING_KINDS)
+def paying_kind(request: pytest.FixtureRequest) -> Member:
+    """Each kind of step that takes a second gradient, every time."""
+    found: Member = request.param
+    return found
+
+
+@pytest.fixture
+def build() -> Callable[..., SharpnessAware]:
+    """Builds an optimizer by its kind of step: build(task, "part", "adamw", **more)."""
+    return lambda task, name, base="momentum", **more: KINDS[name].build(task, base, **more)
 
 
 @pytest.fixture(params=BASES)

@@ -1,18 +1,9 @@
 """The tests can fail: each of these mistakes, made in a copy of the package, is seen by the tests named with it."""
 
-from typing import NamedTuple
-
 import pytest
+from mutants import Mutant, each, each_file
 
 TWIN = "test_a_member_equals_its_twin_over_a_thousand_steps"
-
-
-class Mutant(NamedTuple):
-    """Replacements (module, old, new), and the test file and the expression that select what must see them."""
-
-    edits: list[tuple[str, str, str]]
-    file: str
-    tests: str
 
 
 def twin_of(name, *edits):
@@ -32,7 +23,7 @@ MUTANTS = {
     ),
     "statistics-on-in-the-second-pass": Mutant(
         [("passes", "                standing_still(optimizer.model),\n", "                nullcontext(),\n")],
-        "test_step_contract.py",
+        "test_second_pass_leaves_no_trace.py",
         "test_batch_norm_moves_once_a_step and sam",
     ),
     "restored-by-subtraction": Mutant(
@@ -65,17 +56,17 @@ MUTANTS = {
     ),
     "batch-norm-counted-with-both-parts": Mutant(
         [("rows", "return self.separate or not self.part_moves", "return True")],
-        "test_step_contract.py",
+        "test_second_pass_leaves_no_trace.py",
         "test_batch_norm_moves_once_a_step and large-part",
     ),
     "statistics-from-the-smaller-part": Mutant(
         [("rows", "self.rest is None or self.share > 0.5", "self.rest is None or self.share < 0.5")],
-        "test_step_contract.py",
+        "test_second_pass_leaves_no_trace.py",
         "test_running_statistics_come_from_the_larger_part",
     ),
     "masks-of-dropout-drawn-anew": Mutant(
         [("passes", 'optimizer.dropout == "keep" and', "False and")],
-        "test_step_contract.py",
+        "test_second_pass_leaves_no_trace.py",
         "test_dropout_masks",
     ),
     "parts-mixed-the-wrong-way-round": twin_of(
@@ -288,24 +279,20 @@ MUTANTS = {
     ),
 }
 QUICK = ("sign-of-e", "missing-restore", "statistics-on-in-the-second-pass")
+# with paths from the package and from the folder of all tests
+PLACED = {
+    name: Mutant([(f"optim/{module}", old, new) for module, old, new in edits], f"optim/{file}", tests)
+    for name, (edits, file, tests) in MUTANTS.items()
+}
 
 
-def placed(mutant):
-    """The mutant with paths from the package and from the folder of all tests."""
-    edits = [(f"optim/{module}", old, new) for module, old, new in mutant.edits]
-    return Mutant(edits, f"optim/{mutant.file}", mutant.tests)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly]) for name in MUTANTS]
-)
-def test_a_mutant_is_killed(assert_killed, name):
-    assert_killed(*placed(MUTANTS[name]))
+@each(PLACED, QUICK)
+def test_a_mutant_is_killed(assert_killed, mutant):
+    assert_killed(*mutant)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("file", sorted({mutant.file for mutant in MUTANTS.values()}))
-def test_the_same_tests_pass_where_nothing_was_changed(run_on_a_copy, file):
-    names = [mutant.tests for mutant in MUTANTS.values() if mutant.file == file]
-    status, output = run_on_a_copy(*placed(Mutant([], file, " or ".join(f"({name})" for name in names))))
+@each_file(PLACED)
+def test_the_same_tests_pass_where_nothing_was_changed(run_on_a_copy, file, expression):
+    status, output = run_on_a_copy([], file, expression)
     assert status == 0, output

@@ -1,16 +1,7 @@
 """The tests can fail: each of these mistakes, made in a copy of the package, is seen by the tests named with it."""
 
-from typing import NamedTuple
-
 import pytest
-
-
-class Mutant(NamedTuple):
-    """Replacements (module, old, new), and the test file and the expression that select what must see them."""
-
-    edits: list[tuple[str, str, str]]
-    file: str
-    tests: str
+from mutants import Mutant, each, each_file
 
 
 def quant(module, old, new, file, tests):
@@ -355,16 +346,13 @@ MUTANTS = {
 QUICK = ("mask-taken-after-rounding", "sign-lost-on-resume")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly]) for name in MUTANTS]
-)
-def test_a_mutant_is_killed(assert_killed, name):
-    assert_killed(*MUTANTS[name])
+@each(MUTANTS, QUICK)
+def test_a_mutant_is_killed(assert_killed, mutant):
+    assert_killed(*mutant)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("file", sorted({mutant.file for mutant in MUTANTS.values()}))
-def test_the_same_tests_pass_where_nothing_was_changed(run_on_a_copy, file):
-    names = dict.fromkeys(mutant.tests for mutant in MUTANTS.values() if mutant.file == file)
-    status, output = run_on_a_copy([], file, " or ".join(f"({name})" for name in names))
+@each_file(MUTANTS)
+def test_the_same_tests_pass_where_nothing_was_changed(run_on_a_copy, file, expression):
+    status, output = run_on_a_copy([], file, expression)
     assert status == 0, output
