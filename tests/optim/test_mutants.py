@@ -71,7 +71,12 @@ MUTANTS = {
     ),
     "parts-mixed-the-wrong-way-round": twin_of(
         "split_sgd",
-        ("gradients", "    torch._foreach_mul_(right, 1 - share)\n", "    torch._foreach_mul_(right, share)\n"),
+        ("gradients", "_foreach_lerp_(right, left, share)", "_foreach_lerp_(right, left, 1 - share)"),
+    ),
+    "parts-mixed-by-each-others-weight": Mutant(
+        [("gradients", "torch._foreach_mul_(right, 1 - share)\n", "torch._foreach_mul_(right, share)\n")],
+        "test_step_contract.py",
+        "test_a_closure_may_weigh_its_rows",
     ),
     "own-radius-whatever-the-loss": Mutant(
         [
