@@ -10,7 +10,6 @@ from torch.nn import functional
 from qat_vsam.errors import InputError
 from qat_vsam.optim import SAM, VSAM, MicroBatches
 
-BATCH = 12
 EVEN = (3, 3, 3, 3)
 UNEVEN = (5, 2, 1, 4)
 OF_A_PART = [

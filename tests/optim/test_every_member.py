@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from problem import BATCH, tensors_of
 from torch import nn
 
 from qat_vsam.optim import (
@@ -23,7 +24,6 @@ from qat_vsam.optim import (
     RandomSAM,
 )
 
-BATCH = 12
 # Tensors of the size of a parameter that are kept between steps beyond the base optimizer's.
 COPIES = {
     "sam": 0,
@@ -50,10 +50,6 @@ COPIES = {
 
 def equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def tensors_of(optimizer):
-    return [t.clone() for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
 
 def test_the_table_is_complete():

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from problem import BATCH, tensors_of
 from torch import nn
 
 from qat_vsam.errors import InputError, NonFiniteError
 from qat_vsam.optim import SAM, VSAM
 
-BATCH = 12
 ONE_PASS = {"msam", "s2_sam"}
 DEVICES = [
     "cpu",
@@ -45,10 +45,6 @@ def scaled_step(task, optimizer, scaler, overflow_in=None):
     scaler.update()
     task.turn += 1
     return len(closure.passes)
-
-
-def tensors_of(optimizer):
-    return [v.clone() for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
 
 
 def assert_same(one, other):

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+from problem import BATCH
 from torch import nn
 
 from qat_vsam.optim import VSAM, SplitSGD
-
-BATCH = 12
 
 
 def test_frozen_tied_and_unused_parameters(problem):

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from problem import BATCH
 
 from qat_vsam.optim import FAMILY, VSAM, OrthogonalPSF
 from qat_vsam.optim.counter import counter_uniform
@@ -30,7 +31,6 @@ from qat_vsam.optim.reference import (
     ReferenceVSAM,
 )
 
-BATCH = 12
 # A learning rate at which rounding errors die out: nothing else could be equal to 1e-12 after 1,000 steps.
 SGD = {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-2}
 

@@ -4,12 +4,11 @@ import logging
 
 import pytest
 import torch
+from problem import BATCH
 from torch import nn
 
 from qat_vsam.errors import ConfigError, InputError
 from qat_vsam.optim import SAM, VSAM, SplitSGD
-
-BATCH = 12
 
 
 @pytest.mark.parametrize("batch_size", [BATCH, None])

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
+from problem import BATCH, tensors_of
 
 from qat_vsam.errors import NonFiniteError
-
-BATCH = 12
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -78,10 +77,6 @@ def test_a_gradient_that_is_not_finite_raises_before_it_touches_anything(problem
 
 def next_step_pays(optimizer):
     return optimizer.schedule.pays(optimizer.schedule.share, 0.05)
-
-
-def tensors_of(optimizer):
-    return [t.clone() for state in optimizer.state.values() for t in state.values() if t is not None]
 
 
 def test_skipping_leaves_the_step_out_and_counts_it(problem, build):
