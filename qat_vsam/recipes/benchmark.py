@@ -14,6 +14,7 @@ from qat_vsam.config import BenchSection, Recipe
 from qat_vsam.evaluate import Timing, interleave, median_ratio
 from qat_vsam.optim import BudgetSchedule
 from qat_vsam.recipes import assemble
+from qat_vsam.recipes.optimizers import build_optimizer, in_miniature
 from qat_vsam.report import assign_roles
 from qat_vsam.train import training_step
 
@@ -69,10 +70,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def _workload(recipe: Recipe, section: BenchSection, data_root: Path | None) -> Callable[[], None]:
     root = assemble.data_root(recipe, data_root)
-    if recipe.optimizer.name == "vsam":
-        miniature = {"warmup_steps": 0, "total_steps": section.steps}
-        options = recipe.optimizer.model_dump() | miniature
-        recipe = recipe.model_copy(update={"optimizer": type(recipe.optimizer).model_validate(options)})
+    recipe = recipe.model_copy(update={"optimizer": in_miniature(recipe.optimizer, section.steps)})
     if section.batch_size is not None:
         data_section = recipe.data.model_copy(update={"batch_size": section.batch_size})
         recipe = recipe.model_copy(update={"data": data_section})
@@ -81,7 +79,7 @@ def _workload(recipe: Recipe, section: BenchSection, data_root: Path | None) -> 
     if recipe.quant is not None:
         assemble.quantize_model(recipe, model, loaders.calibration)
     model.train()
-    optimizer: Any = assemble.build_optimizer(recipe, model, len(loaders.train), len(loaders.train.split))
+    optimizer: Any = build_optimizer(recipe, model, len(loaders.train))
     starts_anew = isinstance(getattr(optimizer, "schedule", None), BudgetSchedule)
     start = optimizer.schedule.state_dict() if starts_anew else {}
     loss = assemble.loss_function(recipe)

@@ -10,6 +10,7 @@ from qat_vsam.evaluate import model_size
 from qat_vsam.models import build_model
 from qat_vsam.quant import prepare
 from qat_vsam.recipes import assemble
+from qat_vsam.recipes.optimizers import evaluations_per_step
 
 # training images of the datasets whose size is known before they are read, validation included
 _KNOWN_SIZES = {"cifar10": 50_000, "cifar100": 50_000}
@@ -69,7 +70,7 @@ def plan(recipe: Recipe) -> Plan:
         float_bytes=before.float_bytes,
         packed_bytes=after.packed_bytes,
         steps=None if steps_per_epoch is None else steps_per_epoch * recipe.train.epochs,
-        evaluations_per_step=assemble.evaluations_per_step(recipe, steps_per_epoch or 1),
+        evaluations_per_step=evaluations_per_step(recipe, steps_per_epoch or 1),
     )
 
 

@@ -25,6 +25,7 @@ from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
+from qat_vsam.recipes.optimizers import build_optimizer
 from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
 
 EXPORT_NAMES: dict[ExportFormat, str] = {
@@ -228,7 +229,7 @@ def train_model(
     if recipe.train.compile_model:
         model.compile()  # in place: names of parameters stay, and copies for an export are not compiled
     total_steps = recipe.train.epochs * len(loaders.train)
-    optimizer = assemble.build_optimizer(recipe, model, len(loaders.train), len(loaders.train.split))
+    optimizer = build_optimizer(recipe, model, len(loaders.train))
     with torch.random.fork_rng(devices=[recipe.device] if recipe.device.startswith("cuda") else []):
         # dropout and the like draw from torch's generator; checkpoints keep its state
         torch.manual_seed(recipe.seed)
