@@ -197,9 +197,8 @@ def disturbed(task, optimizer, disturb):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_closure_that_raises_in_any_pass_leaves_everything_as_it_was(any_task, member, error):
-    task, optimizer, calls = at_its_costliest_step(
-        any_task, member, **({"dropout": "redraw"} if member.second_pass else {})
-    )
+    redraw = {"dropout": "redraw"} if member.second_pass else {}
+    task, optimizer, calls = at_its_costliest_step(any_task, member, **redraw)
     weights, state, extra = task.copies(), tensors_of(optimizer), repr(optimizer.extra_state())
     undisturbed, twin = copy.deepcopy((task, optimizer))
     for failing in range(1, calls + 1):
