@@ -5,8 +5,10 @@ from __future__ import annotations
 from qat_vsam.errors import ConfigError, did_you_mean, explain
 from qat_vsam.optim.schedule import Schedule, check_share
 
-EARLY = 0.6
-SPENDS = ("evenly", "early", "learning_rate")
+# the part of a run in which "early" and "late" spend
+CONCENTRATED = 0.6
+SPENDS = ("evenly", "early", "late", "learning_rate")
+_BY_LENGTH = ("early", "late")
 # Sums of decimal fractions must reach a cost that they equal on paper.
 _TOLERANCE = 1e-9
 
@@ -23,13 +25,14 @@ class BudgetSchedule(Schedule):
 
         evenly          f = 1
         early           f = 1 / 0.6 in the first 0.6 of `total_steps`, then 0: the whole run keeps to b
+        late            f = 1 / 0.6 in the last 0.6 of `total_steps`, 0 before
         learning_rate   f = learning rate / largest one seen: below b, the more so the more the rate falls
 
     Args:
         gradient_budget: b, at least 1 (1: no second gradient) and at most what one payment a step costs.
         share: Share of the batch that a payment asks for.
-        total_steps: Steps of the run, for "early" alone.
-        spend: "evenly", "early" or "learning_rate".
+        total_steps: Steps of the run, for "early" and "late" alone.
+        spend: "evenly", "early", "late" or "learning_rate".
 
     Raises:
         ConfigError: The budget cannot be spent, or an argument is out of range.
@@ -57,14 +60,13 @@ class BudgetSchedule(Schedule):
         self.share = check_share(share)
         if spend not in SPENDS:
             raise ConfigError(explain("spend", repr(spend), "a way to spend", did_you_mean(str(spend), SPENDS)))
-        if spend == "early" and (total_steps is None or total_steps < 1):
-            raise ConfigError(
-                explain("total_steps", total_steps, 'the steps of the run for spend="early"', "pass total_steps=")
-            )
-        if spend != "early" and total_steps is not None:
+        if spend in _BY_LENGTH and (total_steps is None or total_steps < 1):
+            rule = f'the steps of the run for spend="{spend}"'
+            raise ConfigError(explain("total_steps", total_steps, rule, "pass total_steps="))
+        if spend not in _BY_LENGTH and total_steps is not None:
             rule = f"none with spend={spend!r}, which does not depend on the length of the run"
             raise ConfigError(explain("total_steps", total_steps, rule, 'leave it out, or use spend="early"'))
-        largest = 1 + share * (EARLY if spend == "early" else 1)
+        largest = 1 + share * (CONCENTRATED if spend in _BY_LENGTH else 1)
         if not 1 <= gradient_budget <= largest + _TOLERANCE:
             raise ConfigError(
                 explain(
@@ -77,7 +79,7 @@ class BudgetSchedule(Schedule):
         self.gradient_budget = gradient_budget
         self.total_steps = total_steps
         self.spend = spend
-        self._early_steps = EARLY * (total_steps or 0)
+        self._spending_steps = CONCENTRATED * (total_steps or 0)
         self.uses_learning_rate = spend == "learning_rate"
         self.credit = 0.0
         self.largest_learning_rate = 0.0
@@ -101,9 +103,10 @@ class BudgetSchedule(Schedule):
 
     def _accrual(self, learning_rate: float) -> float:
         extra = self.gradient_budget - 1
-        if self.spend == "early":
-            # The last early step may be a part of one, else rounding up would overdraw a short run.
-            return extra / EARLY * min(max(self._early_steps - self.step, 0.0), 1.0)
+        if self.total_steps is not None:
+            # Where spending ends or begins within a step that step counts in part, else a short run would overdraw.
+            done = self.step if self.spend == "early" else self.total_steps - 1 - self.step
+            return extra / CONCENTRATED * min(max(self._spending_steps - done, 0.0), 1.0)
         if self.spend == "learning_rate":
             largest = max(self.largest_learning_rate, learning_rate)
             return extra * learning_rate / largest if largest > 0 else 0.0

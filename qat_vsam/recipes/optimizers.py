@@ -198,7 +198,7 @@ def _written_out(section: OptimizerSection, seed: int | None) -> dict[str, Any]:
 
 def _wants_length(section: OptimizerSection) -> bool:
     if section.name == "vsam":
-        return section.options.get("spend") == "early"
+        return section.options.get("spend") in ("early", "late")
     return section.name != "sgd" and "total_steps" in _options(section.name)
 
 

@@ -96,6 +96,7 @@ MEMBERS: dict[str, Member] = {name: Member(name, NEEDED.get(name, {})) for name 
     "vsam-ascend-part": Member("vsam", {"method": "ascend_part"}),
     "vsam-interval": Member("vsam", {"method": "interval", "share": 1.0, "gradient_budget": 1.4}),
     "vsam-learning-rate": Member("vsam", {"spend": "learning_rate"}),
+    "vsam-late": Member("vsam", {"spend": "late", "total_steps": 20}),
     "vsam-reused": Member("vsam", {"reuse": 0.7}),
 }
 

@@ -60,6 +60,15 @@ def test_early_spending_ends_at_six_tenths_and_keeps_the_whole_run_to_the_budget
     assert total * 0.15 - 0.25 - 1e-6 < 0.25 * sum(decisions) <= total * 0.15 + 1e-6
 
 
+@settings(max_examples=100, deadline=None)
+@given(total=st.integers(1, 400))
+def test_late_spending_begins_at_four_tenths_and_keeps_the_whole_run_to_the_budget(total):
+    schedule = BudgetSchedule(1.15, 0.25, total_steps=total, spend="late")
+    decisions = drive(schedule, total)
+    assert not any(decisions[: math.floor(0.4 * total)])
+    assert total * 0.15 - 0.25 - 1e-6 < 0.25 * sum(decisions) <= total * 0.15 + 1e-6
+
+
 def test_spending_by_learning_rate_follows_it_and_stays_below_the_budget():
     rates = [0.5 * (1 + math.cos(math.pi * t / 400)) for t in range(400)]
     decisions = drive(BudgetSchedule(1.25, 0.5, spend="learning_rate"), 400, learning_rates=rates)
@@ -87,6 +96,7 @@ def test_credit_that_could_not_be_spent_is_not_spent_in_a_burst():
         ({"share": 1.5}, "share"),
         ({"spend": "eraly", "total_steps": 9}, "spend"),
         ({"spend": "early"}, "total_steps"),
+        ({"spend": "late"}, "total_steps"),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused_by_name(options, key):

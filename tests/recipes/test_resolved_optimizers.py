@@ -69,7 +69,7 @@ def as_it_ran(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     given = section.options
     run = {"total_steps": STEPS_PER_EPOCH * recipe.train.epochs, "seed": recipe.seed}
     run["warmup_steps"] = round(given.pop("warmup_epochs", 3) * STEPS_PER_EPOCH)
-    if section.name == "vsam" and given.get("spend") != "early":
+    if section.name == "vsam" and given.get("spend") not in ("early", "late"):
         del run["total_steps"]
     taken = inspect.signature(FAMILY[section.name]).parameters
     return FAMILY[section.name](groups, kind, model=model, **base, **{k: run[k] for k in run if k in taken} | given)
@@ -170,6 +170,7 @@ SECTIONS = [{"name": "sgd"}, *({"name": name, **options} for name, options in ME
 VARIED: list[dict[str, Any]] = [
     {"name": "vsam", "interval": 3, "share": 0.5, "reuse": 0.7, "psf_dtype": "bfloat16"},
     {"name": "vsam", "spend": "early", "share": 0.5},
+    {"name": "vsam", "spend": "late", "share": 0.5},
     {"name": "vsam", "method": "interval", "interval": 4},
     {"name": "vsam", "method": "ascend_part", "gradient_budget": 1.25, "largest_rise": None},
     {"name": "vsam", "perturbation": "loss_increase", "largest_rise": None, "perturbed_roles": ["weight", "bias"]},

@@ -18,7 +18,7 @@ from qat_vsam.optim.psf import PSF, floating_point_type
 from qat_vsam.optim.radii import FixedRadius, LossBound
 from qat_vsam.optim.sharpness_aware import SharpnessAware
 
-RHO = 0.05
+RHO = 0.025
 _BUDGET = 1.15
 _METHODS = {"part": (Part, 0.25), "ascend_part": (AscendPart, 0.25), "interval": (Part, 1.0)}
 _SAME = 1e-9
@@ -44,7 +44,9 @@ class VSAM(SharpnessAware):
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
-        rho: Radius, the same for data of any size. A larger one is a choice, to be made on validation data.
+        rho: Radius, the same for data of any size. The default is half of SAM's usual 0.05, since the gradient of a
+            quarter of the batch is about twice as noisy, and does little harm where SAM harms. Where SAM gains, a
+            larger one gains more: choose it on validation data, as you would SAM's.
         largest_rise: kappa, the most that the root of the loss may rise, to first order, whatever rho is
             (`LossBound`): it holds pretrained nets near a steep minimum. Wants a closure that returns the mean loss,
             not negative and not scaled. None: r = rho; a perturbation with a radius of its own needs that.
@@ -53,8 +55,9 @@ class VSAM(SharpnessAware):
         share: q. None: 1/4, or what the budget needs if that is more; 1 for "interval".
         interval: Pay at every interval-th step: the budget is then 1 + share / interval, and no other.
         reuse: gamma; 0 for no reuse. Costs one tensor per parameter, and wants a rho about half as large.
-        total_steps: Length of the run, for spend="early" alone.
-        spend: "evenly", "early" (all in the first 0.6 of the run) or "learning_rate" (in proportion to it).
+        total_steps: Length of the run, for spend="early" and "late" alone.
+        spend: "evenly", "early" or "late" (all in the first or the last 0.6 of the run), or "learning_rate" (in
+            proportion to it).
         psf_dtype: What h is kept in, `torch.bfloat16` or "bfloat16" for half the memory; None for the weights' own.
 
     Raises:
