@@ -1,4 +1,4 @@
-"""Images that are decoded when they are first asked for and then kept, so that another draw does not decode them again."""
+"""Images that are decoded when they are first asked for, and then kept: another draw does not decode them again."""
 
 from __future__ import annotations
 

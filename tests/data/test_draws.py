@@ -1,4 +1,4 @@
-"""Promises of the draws: a seed chooses who trains and validates, never who is tested on, and nothing is decoded twice."""
+"""Promises of the draws: a seed chooses who trains and validates, never who is tested on."""
 
 from __future__ import annotations
 
