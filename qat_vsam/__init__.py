@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from qat_vsam.optim import RandomSAM as RandomSAM
     from qat_vsam.optim import SharpnessAware as SharpnessAware
     from qat_vsam.optim import SplitSGD as SplitSGD
+    from qat_vsam.optim import VSAMPaper as VSAMPaper
     from qat_vsam.quant import LayerRule as LayerRule
     from qat_vsam.quant import QuantSpec as QuantSpec
     from qat_vsam.quant import Structure as Structure
@@ -118,6 +119,7 @@ _PUBLIC = {
     "Summary": ("quant", "Summary"),
     "TensorSpec": ("quant", "TensorSpec"),
     "VSAM": ("optim", "VSAM"),
+    "VSAMPaper": ("optim", "VSAMPaper"),
     "build_model": ("models", "build_model"),
     "analyse": ("quant", "analyse"),
     "calibrate": ("quant", "calibrate"),

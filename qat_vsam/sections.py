@@ -16,6 +16,7 @@ OptimizerName = Literal[
     "sgd",
     "sam",
     "vsam",
+    "vsam_paper",
     "asam",
     "looksam",
     "ae_sam",
@@ -98,15 +99,18 @@ class QuantSection(Section):
 
 
 class OptimizerSection(Section):
-    """The sharpness-aware optimizer and its base; further keys are options of the named optimizer."""
+    """The sharpness-aware optimizer and its base; further keys are options of the named optimizer.
+
+    `momentum` and `nesterov` are of the base sgd alone, where null means 0.9 and false.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     name: OptimizerName = "vsam"
     base: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.02
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    nesterov: bool | None = None
     weight_decay: NonNegative = 1e-4
     step_size_lr_factor: Positive = 1.0
 

@@ -24,9 +24,11 @@ from qat_vsam.optim.family import (
     RandomCountSAM,
     RandomSAM,
     SplitSGD,
+    VSAMPaper,
 )
 from qat_vsam.optim.gradient_schedule import GradientNormSchedule
 from qat_vsam.optim.methods import AscendPart, Lookahead, Method, Part, Selected, Split
+from qat_vsam.optim.options import REQUIRED, describe, options_of, write_out
 from qat_vsam.optim.perturbation import Perturbation
 from qat_vsam.optim.points import AtNorms, AtWeights, BehindQuantizer
 from qat_vsam.optim.psf import PSF, OrthogonalPSF
@@ -46,6 +48,7 @@ __all__ = [
     "LESAM",
     "MSAM",
     "PSF",
+    "REQUIRED",
     "S2SAM",
     "SAM",
     "SAMON",
@@ -91,5 +94,9 @@ __all__ = [
     "SplitSGD",
     "StepSize",
     "Unit",
+    "VSAMPaper",
     "VarianceSchedule",
+    "describe",
+    "options_of",
+    "write_out",
 ]

@@ -28,7 +28,7 @@ class BudgetSchedule(Schedule):
     Args:
         gradient_budget: b, at least 1 (1: no second gradient) and at most what one payment a step costs.
         share: Share of the batch that a payment asks for.
-        total_steps: Steps of the run; only "early" needs it.
+        total_steps: Steps of the run, for "early" alone.
         spend: "evenly", "early" or "learning_rate".
 
     Raises:
@@ -61,6 +61,9 @@ class BudgetSchedule(Schedule):
             raise ConfigError(
                 explain("total_steps", total_steps, 'the steps of the run for spend="early"', "pass total_steps=")
             )
+        if spend != "early" and total_steps is not None:
+            rule = f"none with spend={spend!r}, which does not depend on the length of the run"
+            raise ConfigError(explain("total_steps", total_steps, rule, 'leave it out, or use spend="early"'))
         largest = 1 + share * (EARLY if spend == "early" else 1)
         if not 1 <= gradient_budget <= largest + _TOLERANCE:
             raise ConfigError(
@@ -72,8 +75,9 @@ class BudgetSchedule(Schedule):
                 )
             )
         self.gradient_budget = gradient_budget
-        self._early_steps = EARLY * (total_steps or 0)
+        self.total_steps = total_steps
         self.spend = spend
+        self._early_steps = EARLY * (total_steps or 0)
         self.uses_learning_rate = spend == "learning_rate"
         self.credit = 0.0
         self.largest_learning_rate = 0.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from qat_vsam.errors import InputError, explain
+from qat_vsam.errors import ConfigError, InputError, explain
 from qat_vsam.optim.gradients import global_norm
 
 
@@ -83,6 +83,25 @@ class _Judge:
 
     def step(self) -> float:
         return 1.0
+
+
+def scales(scaler: torch.amp.GradScaler | None) -> TypeGuard[torch.amp.GradScaler]:
+    """Whether there is a scaler, and one that is enabled."""
+    return scaler is not None and scaler.is_enabled()
+
+
+def policy(nonfinite: str | None, scaler: torch.amp.GradScaler | None) -> str:
+    """What a gradient that is not finite does, as a name; an enabled scaler leaves no choice.
+
+    Raises:
+        ConfigError: Another choice was made beside a scaler.
+    """
+    if not scales(scaler):
+        return "raise" if nonfinite is None else nonfinite
+    if nonfinite not in (None, "skip"):
+        do = "leave it out, for a scaler skips such steps"
+        raise ConfigError(explain("nonfinite", repr(nonfinite), '"skip" with a grad_scaler', do))
+    return "skip"
 
 
 def refuse_step_of_a_scaler(optimizer: Optimizer) -> None:

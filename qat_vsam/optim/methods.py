@@ -95,12 +95,14 @@ class Method(ABC):
 
     Attributes:
         perturbs: Whether weights are displaced at all.
+        ascends: Whether a step that pays begins with a gradient at w and makes a second pass at w + e.
         cuts: Whether the batch is cut into part and rest.
         needs_row_losses: Whether the closure must return the losses of the rows too.
         uses_first: Whether the gradient at w enters the step itself, or h.
     """
 
     perturbs = True
+    ascends = True
     cuts = True
     needs_row_losses = False
     uses_first = False
@@ -200,6 +202,7 @@ class Lookahead(Method):
     The batch is never seen at w: loss and running statistics are those of the displaced weights.
     """
 
+    ascends = False
     cuts = False
 
     def cost_of_payment(self, share: float) -> float:
@@ -214,6 +217,7 @@ class Split(Method):
     """No second gradient: the batch is only cut, as `Part` cuts it. Cost 1."""
 
     perturbs = False
+    ascends = False
 
     def cost_of_payment(self, share: float) -> float:
         return 0.0

@@ -32,6 +32,9 @@ class Monitor:
             raise ConfigError(explain("nonfinite", repr(nonfinite), "a policy", advice))
         if check_every is not None and check_every < 1:
             raise ConfigError(explain("check_every", check_every, "a number of steps >= 1", "use 1"))
+        if check_every is not None and nonfinite != "raise":
+            rule = f"none with nonfinite={nonfinite!r}, which looks at each step or never"
+            raise ConfigError(explain("check_every", check_every, rule, 'leave it out, or use nonfinite="raise"'))
         self.nonfinite = nonfinite
         self.check_every = check_every
         self._flag: Tensor | None = None

@@ -14,6 +14,7 @@ and every one of them goes with every schedule and method. The usual ones have n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,12 +63,16 @@ class Perturbation:
         self.radius = radius or FixedRadius()
         self.roles = tuple(roles)
 
+    def moves(self, group: Mapping[str, Any]) -> bool:
+        """Whether the parameters of a group are perturbed."""
+        return group.get("role") is None or group["role"] in self.roles
+
     def radii(self, groups: Groups) -> dict[Tensor, float]:
         """The trainable parameters that are perturbed, each with the radius `rho` of its group."""
         return {
             parameter: float(group["rho"])
             for group in groups
-            if group.get("role") is None or group["role"] in self.roles
+            if self.moves(group)
             for parameter in group["params"]
             if parameter.requires_grad
         }
@@ -138,14 +143,12 @@ PERTURBATIONS: dict[str, _Builder] = {
 
 
 def build_perturbation(name: str | Perturbation, roles: Sequence[str] | None) -> Perturbation:
-    """The perturbation of that name on these roles (None: its own); an object is returned as it is.
+    """The perturbation of that name, or the one given, on these roles (None: its own).
 
     Raises:
         ConfigError: The name is unknown.
     """
-    if isinstance(name, Perturbation):
-        return name
-    if name not in PERTURBATIONS:
+    if not isinstance(name, Perturbation) and name not in PERTURBATIONS:
         raise ConfigError(
             explain(
                 "perturbation",
@@ -154,7 +157,9 @@ def build_perturbation(name: str | Perturbation, roles: Sequence[str] | None) ->
                 did_you_mean(str(name), PERTURBATIONS),
             )
         )
-    perturbation = PERTURBATIONS[name]()
-    if roles is not None:
-        perturbation.roles = tuple(roles)
-    return perturbation
+    perturbation = name if isinstance(name, Perturbation) else PERTURBATIONS[name]()
+    if roles is None:
+        return perturbation
+    on_these = copy.copy(perturbation)
+    on_these.roles = tuple(roles)
+    return on_these

@@ -32,7 +32,8 @@ class PSF:
         dtype: What h is kept in; None for the parameter's own. `torch.bfloat16` halves its memory.
 
     Raises:
-        ConfigError: gamma outside [0, 1], a negative lifetime, or a dtype that is not one of floats.
+        ConfigError: gamma outside [0, 1], a negative lifetime, or a dtype that is not one of floats, or one although
+            nothing is kept.
 
     Example:
         >>> psf, weight = PSF(gamma=0.5), torch.zeros(1)
@@ -48,6 +49,8 @@ class PSF:
             raise ConfigError(explain("lifetime", lifetime, "a number of steps >= 0", "use 6"))
         if dtype is not None and not dtype.is_floating_point:
             raise ConfigError(explain("psf_dtype", dtype, "a floating point type", "use torch.bfloat16"))
+        if dtype is not None and not gamma:
+            raise ConfigError(explain("psf_dtype", dtype, "None where no h is kept", "leave it out, or set reuse=0.7"))
         self.gamma = gamma
         self.lifetime = lifetime
         self.dtype = dtype

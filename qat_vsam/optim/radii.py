@@ -18,6 +18,7 @@ from qat_vsam.optim.gradients import global_norm
 from qat_vsam.optim.points import Point
 
 EPSILON = 1e-12
+_TAIL = 0.2
 
 
 class FixedRadius:
@@ -46,22 +47,22 @@ class LossBound(FixedRadius):
     lead far off.
 
     Args:
-        kappa: The largest rise of sqrt(L), where L is in nats and has 0 as its lower bound.
+        largest_rise: kappa, the largest rise of sqrt(L), where L is in nats and has 0 as its lower bound.
 
     Raises:
-        ConfigError: kappa is not positive.
+        ConfigError: largest_rise is not positive.
 
     Example:
-        >>> LossBound(kappa=0.2)(0.5, torch.tensor(4.0), [], 0, torch.tensor(0.25))
+        >>> LossBound(0.2)(0.5, torch.tensor(4.0), [], 0, torch.tensor(0.25))
         tensor(0.0500)
     """
 
     reads_loss = True
 
-    def __init__(self, kappa: float = 0.35) -> None:
-        if not kappa > 0:
-            raise ConfigError(explain("kappa", kappa, "a rise of the root of the loss > 0", "use 0.35"))
-        self.kappa = kappa
+    def __init__(self, largest_rise: float = 0.35) -> None:
+        if not largest_rise > 0:
+            raise ConfigError(explain("largest_rise", largest_rise, "a rise of the root of the loss > 0", "use 0.35"))
+        self.largest_rise = largest_rise
 
     def __call__(
         self, rho: float, norm: Tensor, points: Sequence[Point], step: int, loss: Tensor | None = None
@@ -70,7 +71,7 @@ class LossBound(FixedRadius):
             raise InputError(
                 explain("perturbation", "LossBound ahead of the loss", "a gradient before e", "use FixedRadius()")
             )
-        return torch.clamp(2 * self.kappa * loss.abs().to(norm).sqrt() / (norm + EPSILON), max=rho)
+        return torch.clamp(2 * self.largest_rise * loss.abs().to(norm).sqrt() / (norm + EPSILON), max=rho)
 
 
 class LossIncrease(FixedRadius):
@@ -83,10 +84,10 @@ class LossIncrease(FixedRadius):
         sigma: The rise of the loss.
         largest: kappa, the largest radius in units of |w| over the points that move; None for no such bound.
         total_steps: Length of the run; then sigma falls to zero, by a half cosine, over its last part.
-        tail: That part.
+        tail: That part; without `total_steps` there is none to choose.
 
     Raises:
-        ConfigError: sigma or kappa is not positive, or tail outside [0, 1].
+        ConfigError: sigma or kappa is not positive, or tail outside [0, 1] or without total_steps.
 
     Reference: arXiv 2605.10183, whose only bound is rho.
     """
@@ -96,7 +97,7 @@ class LossIncrease(FixedRadius):
         sigma: float = 0.1,
         largest: float | None = None,
         total_steps: int | None = None,
-        tail: float = 0.2,
+        tail: float = _TAIL,
     ) -> None:
         if not sigma > 0:
             raise ConfigError(explain("sigma", sigma, "a rise of the loss > 0", "use 0.1"))
@@ -104,6 +105,8 @@ class LossIncrease(FixedRadius):
             raise ConfigError(explain("largest", largest, "a share of the weights' norm > 0", "use 0.1"))
         if not 0 <= tail <= 1:
             raise ConfigError(explain("tail", tail, "a part of the run in [0, 1]", "use 0.2"))
+        if total_steps is None and tail != _TAIL:
+            raise ConfigError(explain("tail", tail, "the length of the run beside it", "pass total_steps="))
         self.sigma = sigma
         self.largest = largest
         self.total_steps = total_steps

@@ -67,17 +67,21 @@ class Schedule(ABC):
         """Plain numbers and lists, copied."""
         return {key: list(value) if isinstance(value := getattr(self, key), list) else value for key in self._state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises CheckpointError if the state is not one of this kind of schedule."""
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if the state is not one of this kind of schedule."""
         if set(state) != set(self._state):
             raise CheckpointError(
                 explain(
                     "schedule",
                     f"the keys {sorted(state)}",
                     f"the keys {sorted(self._state)} of {type(self).__name__}",
-                    "load it into an optimizer with the same schedule",
+                    "load it into an optimizer of the class that saved it",
                 )
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError if the state is not one of this kind of schedule."""
+        self.check_state(state)
         for key, value in state.items():
             setattr(self, key, list(value) if isinstance(value, list) else value)
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,11 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
+from qat_vsam.optim.composition import USUAL_DROPOUT, USUAL_PERTURBATION, refuse_idle_options, refuse_idle_radius
 from qat_vsam.optim.directions import forget
 from qat_vsam.optim.distributed import Ranks
 from qat_vsam.optim.gradients import Gradients, global_norm
-from qat_vsam.optim.loss_scale import LossScale, refuse_step_of_a_scaler
+from qat_vsam.optim.loss_scale import LossScale, policy, refuse_step_of_a_scaler, scales
 from qat_vsam.optim.methods import Method, Outcome, Part
 from qat_vsam.optim.monitor import Monitor
 from qat_vsam.optim.passes import StepPasses
@@ -58,19 +59,20 @@ class SharpnessAware(OptimizerWrapper):
             `updates_state`) and which layers take a `weight_offset`. Needed only if it has such modules.
         perturbation: A name of `perturbation.PERTURBATIONS` ("euclidean", "adaptive", "step_size",
             "post_quantizer", "friendly", "norm_only", "loss_increase") or a `Perturbation`.
-        perturbed_roles: Roles perturbed where groups have roles; None for the perturbation's own, weights.
+        perturbed_roles: Roles perturbed where groups have roles, whatever the perturbation's own are; None for
+            these, most often weights.
         rho: Radius of the perturbation; groups may override it. Where all are 0 the step is the base
             optimizer's.
         dropout: "keep" draws the same random numbers in both passes, so that h measures curvature and not two
             masks; "redraw" lets the generators run on.
-        nonfinite: What a NaN or infinite gradient does. "raise": NonFiniteError before the step is made.
-            "skip": the step is left out and counted in `skipped`; costs a host synchronisation each step.
+        nonfinite: What a NaN or infinite gradient does. "raise", which None means: NonFiniteError before the step
+            is made. "skip": the step is left out and counted in `skipped`; costs a host synchronisation each step.
             "stop": that step and all later ones are left out, and `stopped` is True. "ignore": nothing.
         check_every: With "raise", steps between two looks (one synchronisation each). Default: 1 on the
             CPU, where looking costs nothing, 100 elsewhere; saving looks in any case, so a poisoned state
             is never saved.
         grad_scaler: The `torch.amp.GradScaler` that the closure scales its loss with. Gradients are unscaled
-            after each pass, and a step with an infinite one in any pass is skipped, whatever `nonfinite` says.
+            after each pass, and a step with an infinite one in any pass is skipped: no other `nonfinite` goes with it.
             `update()` stays with the caller, and so does the scaler's own state_dict. Costs a host
             synchronisation each step, as it does in plain training.
         perturbation_sync: With several ranks, "global" (e along the gradient of all) or "per_rank" (each along
@@ -87,9 +89,11 @@ class SharpnessAware(OptimizerWrapper):
 
     Raises:
         InputError: The base optimizer needs a closure of its own, or the perturbation does not fit the model.
-        ConfigError: An option is unknown or out of range.
+        ConfigError: An option is unknown, out of range, or without effect beside the others.
     """
 
+    # options above that the composition of a member leaves no choice about
+    settles: ClassVar[tuple[str, ...]] = ()
     _copied = (
         "base",
         "model",
@@ -116,11 +120,11 @@ class SharpnessAware(OptimizerWrapper):
         schedule: Schedule | None = None,
         psf: PSF | None = None,
         model: nn.Module | None = None,
-        perturbation: str | Perturbation = "euclidean",
+        perturbation: str | Perturbation = USUAL_PERTURBATION,
         perturbed_roles: Sequence[str] | None = None,
         rho: float = 0.05,
-        dropout: str = "keep",
-        nonfinite: str = "raise",
+        dropout: str = USUAL_DROPOUT,
+        nonfinite: str | None = None,
         check_every: int | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
         perturbation_sync: str = "global",
@@ -134,15 +138,17 @@ class SharpnessAware(OptimizerWrapper):
             raise ConfigError(explain("dropout", repr(dropout), "what to do with random masks", advice))
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ConfigError(explain("max_grad_norm", max_grad_norm, "a norm > 0", "use 1.0, or None for no limit"))
+        method, schedule, psf = method or Part(), schedule or EveryStep(), psf or PSF(gamma=0)
+        refuse_idle_options(method, schedule, psf, perturbation, perturbed_roles, dropout)
         super().__init__(params, base_optimizer, base_options, {"rho": rho})
         self.model = model
-        self.method = method or Part()
-        self.schedule = schedule or EveryStep()
-        self.psf = psf or PSF(gamma=0)
+        self.method = method
+        self.schedule = schedule
+        self.psf = psf
         self.perturbation = build_perturbation(perturbation, perturbed_roles)
-        self.monitor = Monitor(nonfinite, check_every)
+        self.monitor = Monitor(policy(nonfinite, grad_scaler), check_every)
         self.dropout = dropout
-        self.loss_scale = LossScale(grad_scaler) if grad_scaler is not None and grad_scaler.is_enabled() else None
+        self.loss_scale = LossScale(grad_scaler) if scales(grad_scaler) else None
         self.ranks = Ranks(perturbation_sync)
         self.max_grad_norm = max_grad_norm
         self.steps = 0
@@ -152,11 +158,24 @@ class SharpnessAware(OptimizerWrapper):
         self.stopped = False
         self.last_share = 0.0
         self._gradient_hooks: OrderedDict[int, Callable[[Optimizer], None]] = OrderedDict()
+        for group in self.param_groups:
+            refuse_idle_radius(group, rho, self.displaces(group))
         if self.method.perturbs:
             self.perturbation.check(self.param_groups, model)
         self._meet_ranks()
         if model is None:
             logger.info("%s without model=: nothing is held still in second passes", type(self).__name__)
+
+    @classmethod
+    def derive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the class, those of its own that follow from others in place of None; see `write_out`."""
+        return dict(options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As for any optimizer."""
+        if "perturbation" in self.__dict__:
+            refuse_idle_radius(param_group, self.defaults["rho"], self.displaces(param_group))
+        super().add_param_group(param_group)
 
     def register_gradient_hook(self, hook: Callable[[Optimizer], None]) -> RemovableHandle:
         """Have `hook(optimizer)` called before each step, when `.grad` holds the gradients it is made with.
@@ -225,6 +244,10 @@ class SharpnessAware(OptimizerWrapper):
         least, most = self.schedule.declared_rate()
         return 1 + least * cost, 1 + most * cost
 
+    def displaces(self, group: Mapping[str, Any]) -> bool:
+        """Whether the parameters of a group are displaced at all."""
+        return self.method.perturbs and self.perturbation.moves(group)
+
     def pays_at(self, gradient_norm: float | None) -> bool:
         """Whether a schedule that looks at the gradient pays, given its norm."""
         return self.schedule.pays(self.schedule.share, self._schedule_rate(), gradient_norm)
@@ -258,6 +281,10 @@ class SharpnessAware(OptimizerWrapper):
             "schedule": self.schedule.state_dict(),
         }
 
+    def check_extra_state(self, extra: dict[str, Any]) -> None:
+        """Raise CheckpointError if the state is of another schedule."""
+        self.schedule.check_state(extra["schedule"])
+
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         """Take over what `extra_state` gave."""
         self.schedule.load_state_dict(extra["schedule"])
@@ -284,7 +311,7 @@ class SharpnessAware(OptimizerWrapper):
         accepted = self._accepts(norm, passes)
         if self.stopped or not accepted:
             self.skipped += 1
-            self.stopped = self.stopped or (self.loss_scale is None and self.monitor.nonfinite == "stop")
+            self.stopped = self.stopped or self.monitor.nonfinite == "stop"
             return
         for parameter in self.parameters():
             parameter.grad = gradients.get(parameter)

@@ -43,7 +43,7 @@ class RandomSteps(CountingSchedule):
     Args:
         probability: Of paying at a step; without `count`.
         count: Payments over the run; then `total_steps` is its length.
-        total_steps: See `count`.
+        total_steps: See `count`, which alone needs it.
         seed: Of the counter-based generator.
         share: As for `CountingSchedule`.
 
@@ -66,6 +66,9 @@ class RandomSteps(CountingSchedule):
             raise ConfigError(explain("random steps", given, "one of the two", "give probability=0.5 alone"))
         if probability is not None and not 0 <= probability <= 1:
             raise ConfigError(explain("probability", probability, "a number in [0, 1]", "use 0.5"))
+        if probability is not None and total_steps is not None:
+            rule = "none with a probability, which does not depend on the length of the run"
+            raise ConfigError(explain("total_steps", total_steps, rule, "leave it out, or give count="))
         if count is not None and (total_steps is None or not 0 <= count <= total_steps):
             rule = f"a number of steps in [0, total_steps={total_steps}]"
             raise ConfigError(explain("count", count, rule, "pass total_steps= and at most as many payments"))

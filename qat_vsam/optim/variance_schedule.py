@@ -49,10 +49,11 @@ class VarianceSchedule(Schedule):
             (Jensen's inequality). "log" takes the mean of log(x' / x), which noise leaves where it is.
         initial_payments: s at the beginning.
         seed: Seed of the counter-based generator.
-        uniform: A function of the step (0, 1, ... from the very first) in place of that generator.
+        uniform: A function of the step (0, 1, ... from the very first) in place of that generator, whose seed
+            stays 0 then.
 
     Raises:
-        ConfigError: An argument is out of range.
+        ConfigError: An argument is out of range, or a seed is given beside `uniform`.
 
     Example:
         >>> schedule = VarianceSchedule(warmup_steps=2)
@@ -98,6 +99,8 @@ class VarianceSchedule(Schedule):
             raise ConfigError(explain("norm_tensors", norm_tensors, "at least one tensor", "use 10"))
         if bias not in BIASES:
             raise ConfigError(explain("bias", repr(bias), "a way to average changes", did_you_mean(str(bias), BIASES)))
+        if uniform is not None and seed:
+            raise ConfigError(explain("seed", seed, "0 beside uniform=, which takes its place", "give one of the two"))
         self.warmup_steps = warmup_steps
         self.window = window
         self.blocks = blocks
@@ -106,7 +109,7 @@ class VarianceSchedule(Schedule):
         self.norm_tensors = norm_tensors
         self.bias = bias
         self._uniform = uniform
-        self._seed = seed
+        self.seed = seed
         self.step = 0
         self.position = 1
         self.payments = float(initial_payments)
@@ -156,7 +159,7 @@ class VarianceSchedule(Schedule):
         return {"rate": self.payments / self.window, "payments": self.payments}
 
     def _draw(self) -> float:
-        return counter_uniform(self._seed, self.step) if self._uniform is None else self._uniform(self.step)
+        return counter_uniform(self.seed, self.step) if self._uniform is None else self._uniform(self.step)
 
     def _append(self, entries: list[float], value: float) -> None:
         entries.append(value)

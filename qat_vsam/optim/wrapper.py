@@ -68,6 +68,9 @@ class OptimizerWrapper(Optimizer):
         """What `state_dict` holds beside the base optimizer's state: plain numbers, lists and dicts."""
         return {}
 
+    def check_extra_state(self, extra: dict[str, Any]) -> None:
+        """Raise CheckpointError if `extra`, whose keys are as expected, is of an optimizer composed differently."""
+
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         """Take over what `extra_state` of another optimizer gave; its keys are as expected."""
 
@@ -92,6 +95,7 @@ class OptimizerWrapper(Optimizer):
             got = sorted(extra) if isinstance(extra, dict) else "none (the state of a plain optimizer?)"
             do = f"load a state that {type(self).__name__} saved"
             raise CheckpointError(explain(EXTRA_STATE, got, f"the keys {sorted(expected)}", do))
+        self.check_extra_state(extra)
         try:
             super().load_state_dict({**state_dict, "param_groups": groups})
         except (KeyError, ValueError) as error:

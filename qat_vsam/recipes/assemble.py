@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -16,26 +15,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
-from qat_vsam.config import DataSection, OptimizerSection, Recipe
+from qat_vsam.config import DataSection, Recipe
 from qat_vsam.data import Batches, Dataset, Source, Split, load_source
-from qat_vsam.errors import ConfigError, did_you_mean, explain
+from qat_vsam.errors import ConfigError, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
-from qat_vsam.optim import FAMILY, SharpnessAware
-from qat_vsam.quant import LayerRule, QuantSpec, calibrate, correct_bias, param_groups, prepare, set_compiled
+from qat_vsam.quant import LayerRule, QuantSpec, calibrate, correct_bias, prepare, set_compiled
 from qat_vsam.quant.backends.brevitas import check_brevitas, to_brevitas
 from qat_vsam.quant.observers import TORCHAO_METHODS, check_observed
+from qat_vsam.recipes.optimizers import resolve_optimizer
 from qat_vsam.train import DISTILLATION_LOSSES
 
 EVALUATION_BATCH = 500
 MOST_BYTES_ON_DEVICE = 2**31
-WARMUP_EPOCHS = 3  # of plain SAM, as in the published recipe of vSAM
-
-_BASES: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-
-
-def list_optimizers() -> list[str]:
-    """The names that a recipe's `optimizer.name` takes."""
-    return ["sgd", *FAMILY]
 
 
 def data_root(recipe: Recipe, given: Path | None = None) -> Path | None:
@@ -57,7 +48,7 @@ def check_names(recipe: Recipe) -> None:
     quant_spec(recipe)
     _check_backend(recipe)
     _check_calibration(recipe)
-    _check_optimizer_options(recipe.optimizer)
+    resolve_optimizer(recipe.optimizer)
     _check_device(recipe.device)
 
 
@@ -190,45 +181,6 @@ def normalisation(recipe: Recipe) -> tuple[list[float], list[float]]:
     return list(recipe.model.mean or info.mean), list(recipe.model.std or info.std)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, steps_per_epoch: int, train_size: int | None = None) -> Optimizer:
-    """The optimizer over the model's groups by role.
-
-    What a member takes from the run where the recipe leaves it open: its length, its seed, the number of its
-    different training images, and for the published schedule a warm-up of three epochs.
-    """
-    section = recipe.optimizer
-    if train_size is not None and recipe.data.augment is not None:
-        train_size *= max(recipe.train.epochs, 1)
-    groups = param_groups(model, weight_decay=section.weight_decay)
-    for group in groups:
-        if group.get("role") == "step_size":
-            group["lr"] = section.lr * section.step_size_lr_factor
-    base = _BASES[section.base]
-    options: dict[str, Any] = {"lr": section.lr}
-    if section.base == "sgd":
-        options |= {"momentum": section.momentum, "nesterov": section.nesterov}
-    if section.name == "sgd":
-        return base(groups, **options)
-    member = FAMILY[section.name]
-    options |= section.options
-    of_the_run = {
-        "total_steps": max(steps_per_epoch * recipe.train.epochs, 1),
-        "warmup_steps": WARMUP_EPOCHS * steps_per_epoch,
-        "seed": recipe.seed,
-        "train_size": train_size,
-    }
-    taken = inspect.signature(member).parameters
-    options = {**{key: value for key, value in of_the_run.items() if key in taken}, **options}
-    try:
-        optimizer: torch.optim.Optimizer = member(groups, base, model=model, **options)
-        return optimizer
-    except TypeError as error:
-        # an option of the right name and the wrong kind, such as a word for a number
-        raise ConfigError(
-            explain(f"optimizer {section.name}", section.options, "values of the right kind", f"correct them ({error})")
-        ) from None
-
-
 def build_lr_scheduler(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> LRScheduler:
     """One step of the scheduler for each step of the optimizer; the cosine ends at zero."""
     if recipe.train.lr_schedule == "cosine":
@@ -241,17 +193,6 @@ def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
     if recipe.train.distill is not None:
         return DISTILLATION_LOSSES[recipe.train.distill]
     return nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
-
-
-def evaluations_per_step(recipe: Recipe, steps_per_epoch: int) -> tuple[float, float]:
-    """Least and most gradient evaluations a step of the recipe's optimizer, on average over a run."""
-    # a small network with one of each kind of layer will do to ask
-    stand_in = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
-    spec = quant_spec(recipe)
-    if spec is not None:
-        prepare(stand_in, QuantSpec(spec.weight, spec.activation))
-    optimizer = build_optimizer(recipe, stand_in, steps_per_epoch)
-    return optimizer.declared_cost() if isinstance(optimizer, SharpnessAware) else (1.0, 1.0)
 
 
 def _check_backend(recipe: Recipe) -> None:
@@ -285,34 +226,6 @@ def _check_device(name: str) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ConfigError(explain("device", name, "a device that is here", f"use cpu ({reason})")) from None
-
-
-def _check_optimizer_options(section: OptimizerSection) -> None:
-    if section.name == "sgd":
-        known: list[str] = []
-    else:
-        known = _optimizer_options(FAMILY[section.name])
-    fields = [name for name in OptimizerSection.model_fields if name != "name"]
-    for key, value in section.options.items():
-        if key not in known:
-            raise ConfigError(
-                explain(
-                    f"optimizer.{key}",
-                    repr(value),
-                    f"an option of {section.name}",
-                    did_you_mean(key, known + fields),
-                )
-            )
-
-
-def _optimizer_options(member: type[Optimizer]) -> list[str]:
-    composed = {"method", "schedule", "psf"}  # by the member, unless it takes a word for one of them
-    reserved = {"self", "params", "base_optimizer", "model", "uniform", "grad_scaler"}
-    own, common = (
-        [p.name for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        for kind in (member, SharpnessAware)
-    )
-    return [name for name in dict.fromkeys([*own, *(n for n in common if n not in composed)]) if name not in reserved]
 
 
 def _find_checkpoint(text: str, root: Path | None) -> Path:

@@ -9,7 +9,7 @@ from qat_vsam.data import list_datasets
 from qat_vsam.models import list_models
 from qat_vsam.quant import list_methods, list_presets, list_targets
 from qat_vsam.quant.compiled import compiler_trouble
-from qat_vsam.recipes.assemble import list_optimizers
+from qat_vsam.recipes.optimizers import list_optimizers
 from qat_vsam.recipes.train import EXPORT_NAMES
 
 _BACKENDS = (

@@ -93,7 +93,7 @@ def global_quantized() -> dict[str, Any]:
 
 
 def global_fsdp() -> dict[str, Any]:
-    names = ("vsam-rise", "vsam-variance", "asam", "looksam", "ae-sam", "fsam", "msam")
+    names = ("vsam-rise", "vsam-paper", "asam", "looksam", "ae-sam", "fsam", "msam")
     found = {name: against_one_process(small_net, sharded, *MEMBERS[name]) for name in names}
     found |= {"esam": against_one_process(small_net, sharded, *SELECTING["esam"])}
     names = ("euclidean", "step-size")

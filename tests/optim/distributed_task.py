@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qat_vsam.optim import AESAM, ASAM, ESAM, FSAM, MSAM, S2SAM, SAM, SAQ, VSAM, LookSAM, RandomSAM, SplitSGD
+from qat_vsam.optim import AESAM, ASAM, ESAM, FSAM, MSAM, S2SAM, SAM, SAQ, VSAM, LookSAM, RandomSAM, SplitSGD, VSAMPaper
 from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare
 
 STEPS = 20
@@ -23,14 +23,14 @@ Build = Callable[[], nn.Module]
 Wrap = Callable[[nn.Module], nn.Module]
 
 
-VARIANCE = {"schedule": "variance", "warmup_steps": 4, "window": 6, "blocks": 3}
+PUBLISHED = {"warmup_steps": 4, "window": 6, "blocks": 3}
 MEMBERS: dict[str, tuple[type, dict[str, Any]]] = {
     "sam": (SAM, {}),
     "vsam-budget": (VSAM, {"gradient_budget": 1.25, "share": 0.5, "reuse": 0.7}),
     "vsam-default": (VSAM, {}),
-    "vsam-rise": (VSAM, {"gradient_budget": 1.25, "perturbation": "loss_increase"}),
+    "vsam-rise": (VSAM, {"gradient_budget": 1.25, "perturbation": "loss_increase", "largest_rise": None}),
     "vsam-ascend-part": (VSAM, {"method": "ascend_part"}),
-    "vsam-variance": (VSAM, VARIANCE),
+    "vsam-paper": (VSAMPaper, PUBLISHED),
     "asam": (ASAM, {}),
     "looksam": (LookSAM, {"interval": 3}),
     "ae-sam": (AESAM, {"total_steps": STEPS}),

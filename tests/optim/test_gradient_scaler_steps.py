@@ -107,8 +107,8 @@ def test_an_overflow_that_only_the_first_pass_sees_skips_the_step_too(problem):
     assert (optimizer.skipped, scaler.get_scale()) == (1, 2.0**9)
 
 
-@pytest.mark.parametrize("nonfinite", ["raise", "skip", "stop", "ignore"])
-def test_an_overflow_is_the_scalers_business_under_every_policy(problem, nonfinite):
+@pytest.mark.parametrize("nonfinite", [None, "skip"])
+def test_an_overflow_is_the_scalers_business(problem, nonfinite):
     task, scaler = problem(), scaler_of()
     optimizer = SAM(task.weights, torch.optim.SGD, lr=0.1, grad_scaler=scaler, nonfinite=nonfinite)
     scaled_step(task, optimizer, scaler, overflow_in=1)

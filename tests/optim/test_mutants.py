@@ -78,21 +78,40 @@ MUTANTS = {
         "test_step_contract.py",
         "test_a_closure_may_weigh_its_rows",
     ),
-    "own-radius-whatever-the-loss": Mutant(
+    "radius-whatever-the-loss": Mutant(
         [
             (
                 "radii",
-                "torch.clamp(2 * self.kappa * loss.abs().to(norm).sqrt() / (norm + EPSILON), max=rho)",
+                "torch.clamp(2 * self.largest_rise * loss.abs().to(norm).sqrt() / (norm + EPSILON), max=rho)",
                 "norm * 0 + rho",
             )
         ],
         "test_perturbation.py",
-        "test_vsams_own_radius",
+        "test_vsams_radius",
     ),
-    "own-radius-whatever-the-train-size": Mutant(
-        [("family/vsam", "_RHO_OF_ONE_EXAMPLE / math.sqrt(train_size)", "_RHO_OF_ONE_EXAMPLE / 30")],
+    "given-perturbation-keeps-its-roles": Mutant(
+        [("perturbation", "    if roles is None:\n", "    if roles is None or isinstance(name, Perturbation):\n")],
+        "test_options_without_effect.py",
+        "test_roles_rule_a_perturbation",
+    ),
+    "given-perturbation-written-into": Mutant(
+        [("perturbation", "    on_these = copy.copy(perturbation)\n", "    on_these = perturbation\n")],
+        "test_options_without_effect.py",
+        "test_roles_rule_a_perturbation",
+    ),
+    "bound-off-where-a-radius-is-given": Mutant(
+        [("family/vsam", "if largest_rise is not None:", "if largest_rise is not None and rho == RHO:")],
         "test_perturbation.py",
-        "test_the_default_radius_of_vsam_is_smaller",
+        "test_vsams_radius",
+    ),
+    "published-without-reuse": twin_of("vsam_paper", ("family/vsam_paper", "PSF(gamma=reuse", "PSF(gamma=0 * reuse")),
+    "published-without-warm-up": twin_of(
+        "vsam_paper", ("family/vsam_paper", "warmup_steps=warmup_steps,", "warmup_steps=0,")
+    ),
+    "state-of-another-schedule-half-loaded": Mutant(
+        [("wrapper", "        self.check_extra_state(extra)\n", "")],
+        "test_optimizer_state.py",
+        "test_the_state_of_vsam_and_that_of_vsam_paper",
     ),
     "noise-of-rounding-taken-whole": Mutant(
         [
@@ -239,12 +258,12 @@ MUTANTS = {
     "variance-of-unsorted-norms": Mutant(
         [("variance_schedule", "ordered = sorted(", "ordered = list(")],
         "test_reference_twins.py",
-        "test_vsam_as_published_equals_its_twin",
+        "test_vsam_paper_equals_its_twin",
     ),
     "variance-draws-the-wrong-way-round": Mutant(
         [("variance_schedule", "self._draw() >= 1 - self.rate", "self._draw() >= self.rate")],
         "test_reference_twins.py",
-        "test_vsam_as_published_equals_its_twin",
+        "test_vsam_paper_equals_its_twin",
     ),
     "bad-gradient-accepted": Mutant(
         [("sharpness_aware", "if self.stopped or not accepted:", "if self.stopped:")],

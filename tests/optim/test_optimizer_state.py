@@ -10,7 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from qat_vsam.errors import CheckpointError
-from qat_vsam.optim import SAM, VSAM, LookSAM
+from qat_vsam.optim import SAM, VSAM, LookSAM, VSAMPaper
 
 
 def build(task, kind=VSAM, **options):
@@ -93,11 +93,27 @@ def test_states_of_other_optimizers_are_refused_with_what_is_missing(problem):
         with pytest.raises(CheckpointError, match=key):
             optimizer.load_state_dict(broken)
     with pytest.raises(CheckpointError, match="BudgetSchedule"):
-        optimizer.load_state_dict(build(task, schedule="variance", warmup_steps=20).state_dict())
+        optimizer.load_state_dict(build(task, SAM).state_dict())
     grouped = SAM([{"params": [w]} for w in task.weights], torch.optim.SGD, lr=0.1).state_dict()
     grouped["param_groups"][0]["sharpness_aware"] = extra_of(state)
     with pytest.raises(CheckpointError, match="parameter group"):
         optimizer.load_state_dict(grouped)
+
+
+@pytest.mark.parametrize("saved", [VSAM, VSAMPaper])
+def test_the_state_of_vsam_and_that_of_vsam_paper_are_not_each_others(problem, saved):
+    other = VSAMPaper if saved is VSAM else VSAM
+    needed = {VSAM: {"reuse": 0.7}, VSAMPaper: {"warmup_steps": 2}}
+    task, untouched = problem(), problem(seed=3)
+    first, second = build(task, saved, **needed[saved]), build(untouched, other, **needed[other])
+    for _ in range(8):
+        task.step(first)
+        untouched.step(second)
+    before = repr(second.state_dict())
+    rule = f"of {type(second.schedule).__name__}; load it into an optimizer of the class that saved it"
+    with pytest.raises(CheckpointError, match=rf"^schedule: got .*{rule}$"):
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert repr(second.state_dict()) == before
 
 
 def extra_of(state):

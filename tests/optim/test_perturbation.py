@@ -15,6 +15,7 @@ from qat_vsam.optim import (
     PreviousGradient,
     SharpnessAware,
 )
+from qat_vsam.optim.family.vsam import RHO
 
 
 class OffsetLinear(nn.Linear):
@@ -207,25 +208,7 @@ def test_the_default_radius_of_vsam_asks_nothing_of_the_base_optimizer():
             return None
 
     w = nn.Parameter(torch.ones(2))
-    assert {VSAM([w], base).param_groups[0]["rho"] for base in (Plain, torch.optim.AdamW)} == {0.1}
-
-
-@pytest.mark.parametrize(
-    ("train_size", "rho"), [(1, 0.3), (900, 0.3), (2000, 0.2012), (8100, 0.1), (32400, 0.05), (1_281_167, 0.02)]
-)
-def test_the_default_radius_of_vsam_is_smaller_the_more_there_is_to_learn(train_size, rho):
-    optimizer = VSAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1, train_size=train_size)
-    assert optimizer.param_groups[0]["rho"] == pytest.approx(rho, abs=1e-4)
-
-
-def test_a_radius_that_is_given_is_kept_whatever_the_train_size():
-    optimizer = VSAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1, train_size=100, rho=0.02)
-    assert optimizer.param_groups[0]["rho"] == 0.02
-
-
-def test_a_training_set_without_examples_is_refused():
-    with pytest.raises(ConfigError, match="train_size: got 0; expected a number of examples >= 1"):
-        VSAM([nn.Parameter(torch.ones(2))], torch.optim.SGD, lr=0.1, train_size=0)
+    assert {VSAM([w], base).param_groups[0]["rho"] for base in (Plain, torch.optim.AdamW)} == {RHO}
 
 
 @pytest.mark.parametrize(
@@ -238,9 +221,9 @@ def test_a_training_set_without_examples_is_refused():
         (1e6, (0.0, 1e-3), 0.3),
     ],
 )
-def test_vsams_own_radius_is_as_large_as_the_loss_allows(loss, gradient, radius):
+def test_vsams_radius_is_as_large_as_the_loss_allows_though_a_larger_one_is_given(loss, gradient, radius):
     w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-    optimizer = VSAM([w], torch.optim.SGD, lr=0.1, train_size=900, interval=1)
+    optimizer = VSAM([w], torch.optim.SGD, lr=0.1, rho=0.3, interval=1)
     seen = []
 
     def closure(rows=slice(None)):
@@ -253,9 +236,9 @@ def test_vsams_own_radius_is_as_large_as_the_loss_allows(loss, gradient, radius)
     torch.testing.assert_close(seen[1], radius * direction / direction.norm(), rtol=1e-9, atol=1e-12)
 
 
-def test_a_radius_that_is_given_is_kept_whatever_the_loss():
+def test_without_a_largest_rise_the_radius_is_rho_whatever_the_loss():
     w = nn.Parameter(torch.zeros(1))
-    optimizer = VSAM([w], torch.optim.SGD, lr=0.1, rho=0.5, interval=1)
+    optimizer = VSAM([w], torch.optim.SGD, lr=0.1, rho=0.5, largest_rise=None, interval=1)
     seen = []
 
     def closure(rows=slice(None)):
@@ -283,5 +266,5 @@ def test_a_bound_by_the_loss_needs_one_before_the_displacement():
 
 
 def test_a_bound_of_zero_is_refused():
-    with pytest.raises(ConfigError, match=r"kappa: got 0; expected a rise of the root of the loss > 0"):
+    with pytest.raises(ConfigError, match=r"largest_rise: got 0; expected a rise of the root of the loss > 0"):
         LossBound(0)

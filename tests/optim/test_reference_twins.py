@@ -6,13 +6,12 @@ import pytest
 import torch
 from problem import BATCH
 
-from qat_vsam.optim import FAMILY, VSAM, OrthogonalPSF
+from qat_vsam.optim import FAMILY, VSAM, OrthogonalPSF, VSAMPaper
 from qat_vsam.optim.counter import counter_uniform
 from qat_vsam.optim.reference import (
     ReferenceAELookSAM,
     ReferenceAESAM,
     ReferenceASAM,
-    ReferenceBudget,
     ReferenceESAM,
     ReferenceFSAM,
     ReferenceLateSAM,
@@ -29,6 +28,7 @@ from qat_vsam.optim.reference import (
     ReferenceSAQ,
     ReferenceSplitSGD,
     ReferenceVSAM,
+    ReferenceVSAMPaper,
 )
 
 # A learning rate at which rounding errors die out: nothing else could be equal to 1e-12 after 1,000 steps.
@@ -132,16 +132,22 @@ TWINS = {
         {},
     ),
     "vsam": (
-        {"train_size": 2000},
-        lambda p: ReferenceBudget(
+        {"rho": 0.2, "largest_rise": 0.1},
+        lambda p: ReferenceVSAM(
             p.copies(),
             p.gradient,
             budget=Fraction(23, 20),
-            rho=9 / 2000**0.5,
+            rho=0.2,
             batch_size=BATCH,
             loss=p.loss_at,
+            kappa=0.1,
             **SGD,
         ),
+        {},
+    ),
+    "vsam_paper": (
+        {"warmup_steps": 60, "gains": (0.9, 0.9), "norm_tensors": 3, "seed": 7},
+        lambda p: ReferenceVSAMPaper(p.copies(), p.gradient, warmup=60, uniform=uniform, a=0.9, b=0.9, N=3, **SGD),
         {},
     ),
 }
@@ -212,8 +218,9 @@ def test_a_member_equals_its_twin_for_twenty_seeds(problem, name, seed):
 )
 def test_vsam_with_a_budget_equals_its_twin(problem, options, twin_options):
     task = problem()
-    optimizer = VSAM(task.weights, torch.optim.SGD, model=task.model, rho=0.1, **options, **SGD)
-    twin = ReferenceBudget(task.copies(), task.gradient, rho=0.1, batch_size=BATCH, **twin_options, **SGD)
+    rho = {"rho": 0.1, "largest_rise": None}
+    optimizer = VSAM(task.weights, torch.optim.SGD, model=task.model, **rho, **options, **SGD)
+    twin = ReferenceVSAM(task.copies(), task.gradient, rho=0.1, batch_size=BATCH, **twin_options, **SGD)
     for _ in range(200):
         twin.step()
         task.step(optimizer)
@@ -222,21 +229,20 @@ def test_vsam_with_a_budget_equals_its_twin(problem, options, twin_options):
 
 
 @pytest.mark.parametrize("gain", [0.13, 0.9])
-def test_vsam_as_published_equals_its_twin_in_double_precision(problem, gain):
+def test_vsam_paper_equals_its_twin_in_double_precision(problem, gain):
     task = problem()
     warmup = 3 * 17
-    optimizer = VSAM(
+    optimizer = VSAMPaper(
         task.weights,
         torch.optim.SGD,
         model=task.model,
-        schedule="variance",
         warmup_steps=warmup,
         gains=(gain, gain),
         norm_tensors=3,
         uniform=uniform,
         **SGD,
     )
-    twin = ReferenceVSAM(task.copies(), task.gradient, warmup=warmup, uniform=uniform, a=gain, b=gain, N=3, **SGD)
+    twin = ReferenceVSAMPaper(task.copies(), task.gradient, warmup=warmup, uniform=uniform, a=gain, b=gain, N=3, **SGD)
     decisions = []
     for _ in range(warmup + 400):
         twin.step()
@@ -248,11 +254,11 @@ def test_vsam_as_published_equals_its_twin_in_double_precision(problem, gain):
     assert 7 <= sum(decisions[warmup:]) < 400
 
 
-def test_vsam_as_published_follows_its_twin_step_by_step_in_single_precision(problem):
+def test_vsam_paper_follows_its_twin_step_by_step_in_single_precision(problem):
     task = problem(dtype=torch.float32)
     options = {"warmup_steps": 51, "gains": (0.9, 0.9), "norm_tensors": 3, "seed": 3}
-    optimizer = VSAM(task.weights, torch.optim.SGD, model=task.model, schedule="variance", **options, **SGD)
-    twin = ReferenceVSAM(
+    optimizer = VSAMPaper(task.weights, torch.optim.SGD, model=task.model, **options, **SGD)
+    twin = ReferenceVSAMPaper(
         task.copies(),
         task.gradient,
         warmup=51,

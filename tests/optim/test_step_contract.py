@@ -47,7 +47,8 @@ def test_a_budget_of_one_is_the_base_optimizer_bit_for_bit(problem):
 def test_a_budget_of_two_on_the_whole_batch_is_sam(problem):
     ours, reference = problem(), problem()
     options = {"lr": 0.05, "momentum": 0.9, "rho": 0.1}
-    optimizer = VSAM(ours.weights, torch.optim.SGD, model=ours.model, method="interval", gradient_budget=2.0, **options)
+    whole = {"method": "interval", "gradient_budget": 2.0, "largest_rise": None}
+    optimizer = VSAM(ours.weights, torch.optim.SGD, model=ours.model, **whole, **options)
     sam = SAM(reference.weights, torch.optim.SGD, model=reference.model, **options)
     for _ in range(20):
         ours.step(optimizer)
@@ -183,9 +184,7 @@ def test_wrong_arguments_are_refused_by_name(problem, build):
         SAM(task.weights, torch.optim.LBFGS)
     for key, options in {
         "method": {"method": "prat"},
-        "schedule": {"schedule": "budge"},
-        "warmup_steps": {"schedule": "variance"},
-        "interval": {"interval": 0},
+        "interval": {"interval": 0, "gradient_budget": None},
         "reuse": {"reuse": 1.5},
         "nonfinite": {"nonfinite": "stpo"},
         "check_every": {"check_every": 0},

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qat_vsam import config
-from qat_vsam.recipes.assemble import list_optimizers
+from qat_vsam.recipes.optimizers import list_optimizers
 from qat_vsam.sections import OptimizerName
 
 Call = Callable[..., tuple[int, str, str]]

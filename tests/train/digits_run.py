@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qat_vsam.data import Batches, load_dataset
-from qat_vsam.optim import SAM, VSAM
+from qat_vsam.optim import SAM, VSAM, VSAMPaper
 from qat_vsam.quant import QuantSpec, calibrate, param_groups, prepare
 from qat_vsam.train import FitResult, Interrupted, Progress, RunFolder, fit
 
@@ -44,9 +44,9 @@ def build_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
     if name == "sam":
         return SAM(groups, torch.optim.SGD, **options)
     if name == "vsam-budget":
-        return VSAM(groups, torch.optim.SGD, schedule="budget", **options)
-    if name == "vsam-variance":
-        return VSAM(groups, torch.optim.SGD, schedule="variance", warmup_steps=12, window=10, **options)
+        return VSAM(groups, torch.optim.SGD, **options)
+    if name == "vsam-paper":
+        return VSAMPaper(groups, torch.optim.SGD, warmup_steps=12, window=10, **options)
     return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
 
 

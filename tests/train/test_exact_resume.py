@@ -20,7 +20,7 @@ CASES = {
     "sgd-fp32": ("sgd", None, False, 5),
     "sam-bf16": ("sam", "bf16", False, 23),
     "vsam-budget-fp32": ("vsam-budget", None, False, 36),
-    "vsam-variance-bf16": ("vsam-variance", "bf16", False, 49),
+    "vsam-paper-bf16": ("vsam-paper", "bf16", False, 49),
     "vsam-budget-w4a4": ("vsam-budget", None, True, 64),
     "sam-ema-w4a4": ("sam-ema", None, True, 41),
 }

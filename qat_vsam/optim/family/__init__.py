@@ -5,10 +5,13 @@ from qat_vsam.optim.family.sam import ASAM, FSAM, LESAM, SAM, SAMON, SAQ
 from qat_vsam.optim.family.scheduled import AESAM, ESAM, AELookSAM, LookSAM, RandomSAM
 from qat_vsam.optim.family.single import MSAM, S2SAM
 from qat_vsam.optim.family.vsam import VSAM
+from qat_vsam.optim.family.vsam_paper import VSAMPaper
+from qat_vsam.optim.sharpness_aware import SharpnessAware
 
-FAMILY: dict[str, type] = {
+FAMILY: dict[str, type[SharpnessAware]] = {
     "sam": SAM,
     "vsam": VSAM,
+    "vsam_paper": VSAMPaper,
     "asam": ASAM,
     "looksam": LookSAM,
     "ae_sam": AESAM,
@@ -49,4 +52,5 @@ __all__ = [
     "RandomCountSAM",
     "RandomSAM",
     "SplitSGD",
+    "VSAMPaper",
 ]

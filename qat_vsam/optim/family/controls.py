@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
@@ -49,6 +49,8 @@ class SplitSGD(SharpnessAware):
 
     Reference: "ghost" batch norm, arXiv 1705.08741.
     """
+
+    settles: ClassVar[tuple[str, ...]] = ("rho", "perturbation", "perturbed_roles", "dropout")
 
     def __init__(
         self, params: ParamsT, base_optimizer: type[Optimizer], *, share: float = 0.25, **options: Any

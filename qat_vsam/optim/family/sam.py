@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
@@ -97,6 +97,8 @@ class ASAM(SharpnessAware):
     Reference: arXiv 2102.11600.
     """
 
+    settles: ClassVar[tuple[str, ...]] = ("perturbation",)
+
     def __init__(
         self,
         params: ParamsT,
@@ -144,6 +146,8 @@ class FSAM(SharpnessAware):
     Reference: arXiv 2403.12350.
     """
 
+    settles: ClassVar[tuple[str, ...]] = ("perturbation",)
+
     def __init__(
         self,
         params: ParamsT,
@@ -168,6 +172,7 @@ class SAMON(SharpnessAware):
     Args:
         params, base_optimizer, **options: As for `SAM`; `model` is needed.
         rho: Radius; larger than SAM's, since fewer parameters share it.
+        perturbed_roles: Roles whose norm layers are perturbed where groups have roles.
 
     Raises:
         InputError: No `model`, or one without trainable norm layers.
@@ -189,8 +194,18 @@ class SAMON(SharpnessAware):
     Reference: arXiv 2306.04226.
     """
 
-    def __init__(self, params: ParamsT, base_optimizer: type[Optimizer], *, rho: float = 0.5, **options: Any) -> None:
-        perturbation = Perturbation(place=AtNorms(), roles=("norm",))
+    settles: ClassVar[tuple[str, ...]] = ("perturbation",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        *,
+        rho: float = 0.5,
+        perturbed_roles: Sequence[str] = ("norm",),
+        **options: Any,
+    ) -> None:
+        perturbation = Perturbation(place=AtNorms(), roles=perturbed_roles)
         super().__init__(params, base_optimizer, perturbation=perturbation, rho=rho, **options)
 
 
@@ -208,7 +223,7 @@ class LESAM(SharpnessAware):
         sigma: Rise of the loss, to first order.
         rho: Largest radius.
         largest: Largest radius in units of |w|; None, as published, for no such bound.
-        total_steps, tail: See above.
+        total_steps, tail: See above; a tail other than 0.2 needs total_steps.
         perturbed_roles: Roles that are perturbed where groups have roles.
 
     Example:
@@ -231,6 +246,8 @@ class LESAM(SharpnessAware):
 
     Reference: arXiv 2605.10183.
     """
+
+    settles: ClassVar[tuple[str, ...]] = ("perturbation",)
 
     def __init__(
         self,
@@ -285,6 +302,8 @@ class SAQ(SharpnessAware):
 
     Reference: arXiv 2111.12273.
     """
+
+    settles: ClassVar[tuple[str, ...]] = ("perturbation",)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import Optimizer
@@ -232,6 +232,8 @@ class ESAM(SharpnessAware):
 
     Reference: arXiv 2110.03141.
     """
+
+    settles: ClassVar[tuple[str, ...]] = ("perturbation",)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
@@ -45,6 +45,8 @@ class MSAM(SharpnessAware):
 
     Reference: arXiv 2401.12033.
     """
+
+    settles: ClassVar[tuple[str, ...]] = ("perturbation", "dropout")
 
     def __init__(
         self,
@@ -90,6 +92,8 @@ class S2SAM(SharpnessAware):
 
     Reference: "Single-step SAM", NeurIPS 2024.
     """
+
+    settles: ClassVar[tuple[str, ...]] = ("perturbation", "dropout")
 
     def __init__(
         self,

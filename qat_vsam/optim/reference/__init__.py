@@ -22,13 +22,12 @@ from qat_vsam.optim.reference.scheduled import (
     ReferenceRandomSAM,
     ReferenceSplitSGD,
 )
-from qat_vsam.optim.reference.vsam import ReferenceBudget, ReferenceVSAM
+from qat_vsam.optim.reference.vsam import ReferenceVSAM, ReferenceVSAMPaper
 
 __all__ = [
     "ReferenceAELookSAM",
     "ReferenceAESAM",
     "ReferenceASAM",
-    "ReferenceBudget",
     "ReferenceESAM",
     "ReferenceFSAM",
     "ReferenceLESAM",
@@ -45,4 +44,5 @@ __all__ = [
     "ReferenceSAQ",
     "ReferenceSplitSGD",
     "ReferenceVSAM",
+    "ReferenceVSAMPaper",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from qat_vsam.optim.reference.base import ALL, Gradient, Loss, ReferenceSAM, Tensors, Uniform, norm, perturbed, plus
 
 
-class ReferenceBudget(ReferenceSAM):
+class ReferenceVSAM(ReferenceSAM):
     """A second gradient on part of the batch, as often as a budget allows; with reuse of h, if gamma is not 0.
 
     Of a part's h the share that is no noise of rounding is taken.
@@ -21,7 +21,8 @@ class ReferenceBudget(ReferenceSAM):
         budget: Mean gradients a step, as an exact fraction.
         q: Share of the part, as an exact fraction.
         batch_size: Rows of the batch.
-        loss: The mean loss at given weights on given rows; with it its root rises by at most 0.35, to first order.
+        loss: The mean loss at given weights on given rows.
+        kappa: With it the root of the loss rises by at most that, to first order.
         gamma: Decay of h; 0: no reuse.
         ascend_only: Ascend along the part and take the whole batch's gradient there; no h.
     """
@@ -35,6 +36,7 @@ class ReferenceBudget(ReferenceSAM):
         q: Fraction = Fraction(1, 4),
         batch_size: int,
         loss: Loss | None = None,
+        kappa: float | None = None,
         gamma: float = 0.0,
         ascend_only: bool = False,
         **sgd: Any,
@@ -44,6 +46,7 @@ class ReferenceBudget(ReferenceSAM):
         self.rows = math.floor(q * batch_size)
         self.q = Fraction(self.rows, batch_size)
         self.loss = loss
+        self.kappa = kappa
         self.gamma = gamma
         self.ascend_only = ascend_only
         self.credit = Fraction(0)
@@ -67,9 +70,9 @@ class ReferenceBudget(ReferenceSAM):
         part, rest, q = slice(0, self.rows), slice(self.rows, None), float(self.q)
         g_A = self.gradient(self.w, part)
         rho = self.rho
-        if self.loss is not None:
+        if self.loss is not None and self.kappa is not None:
             slope_of_root = norm(g_A) / (2 * math.sqrt(self.loss(self.w, part)))
-            rho = min(rho, 0.35 / slope_of_root)
+            rho = min(rho, self.kappa / slope_of_root)
         there = perturbed(self.w, g_A, rho)
         if self.ascend_only:
             self.descend(self.gradient(there, ALL))
@@ -84,7 +87,7 @@ class ReferenceBudget(ReferenceSAM):
         self.h, self.i = h, 0
 
 
-class ReferenceVSAM(ReferenceSAM):
+class ReferenceVSAMPaper(ReferenceSAM):
     """The published vSAM. Reference: arXiv 2403.08821 and the code its authors published.
 
     Differs from that code where it fails: the decay of h is counted in integers, relative changes are taken
