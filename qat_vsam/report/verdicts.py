@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qat_vsam.report.arm import Verdict
 from qat_vsam.report.formats import signed
 from qat_vsam.report.statistics import (
     CONFIDENCE,
@@ -39,23 +40,6 @@ REFERENCES = ("sgd", "sam", "split_sgd")
 
 BySeed = Mapping[int, float]
 Claim = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What may be said of an arm against SAM of the same precision.
-
-    Attributes:
-        word: "better", "equivalent", "worse" or "undecided".
-        margin: in points, within which an arm is equivalent; None where none is declared and none can be had.
-        p_holm: of the word (where it is undecided: of the nearer one), corrected over all claims of the page.
-        note: why it is undecided, or has no margin.
-    """
-
-    word: str
-    margin: float | None
-    p_holm: float | None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +110,9 @@ def judge(arms: Sequence[Scores], margin: float | None = None) -> Judgement:
             question = f"sgd {sam.name}" if arm is sgd else f"sam {arm.name}"
             if arm is not sgd:
                 test(("sam", arm.name), paired_difference(arm.accuracy, sam.accuracy), question)
-            equal = _equivalence(arm.accuracy, sam.accuracy, None if sgd is None else sgd.accuracy, margin)
+            # a fifth of SAM's gain away from SAM is never SGD itself
+            control = None if sgd is None or arm is sgd else sgd.accuracy
+            equal = _equivalence(arm.accuracy, sam.accuracy, control, margin)
             if equal is not None:
                 test(("equal", arm.name), equal, question)
     p_values = [tests[claim].p_value or 0.0 for claim in questions]
