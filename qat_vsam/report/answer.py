@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qat_vsam.report.arm import Arm
 from qat_vsam.report.formats import TIMES, interval, p_text, signed
 from qat_vsam.report.names import FLOAT
-from qat_vsam.report.statistics import CONFIDENCE, Estimate
+from qat_vsam.report.statistics import Estimate
 from qat_vsam.report.verdicts import FEWEST_SEEDS, not_established
 
 
@@ -61,13 +61,13 @@ def answer_sentence(arms: Sequence[Arm]) -> str:
     text = f"{subject.group}: {accuracies}"
     text += f": {verdict}" if verdict else ""
     text += f"{',' if subject.verdict and subject.verdict.word == 'undecided' else ''} {price}" if price else ""
-    if main is not None and sam is not None and sgd is not None and sam.sgd_word == "not established":
+    if main is not None and sam is not None and sgd is not None and sam.sgd_word == "not established" and _enough(sam):
         text += f". SAM's own gain over SGD is {not_established(sam.to_sgd)}"
     return text + "."
 
 
 def group_in_question(arms: Sequence[Arm]) -> list[Arm]:
-    """The quantized arms of most bits that have SGD, SAM and a VSAM; else float32; else whatever has most of the three."""
+    """The quantized arms of most bits that have SGD, SAM and a VSAM; else the group that has most of the three."""
     groups = [[arm for arm in arms if arm.group == name] for name in dict.fromkeys(arm.group for arm in arms)]
 
     def completeness(group: Sequence[Arm]) -> tuple[int, bool]:
@@ -115,10 +115,10 @@ def verdict_text(arm: Arm) -> str:
     if arm.verdict is None or arm.to_sam is None:
         return _against_sgd(arm)
     word, margin = arm.verdict.word, arm.verdict.margin
-    if len(arm.seeds) < FEWEST_SEEDS or arm.to_sam.n < FEWEST_SEEDS:
+    if arm.to_sam.n < FEWEST_SEEDS:
         return f"undecided against SAM ({arm.verdict.note})"
     if word == "undecided":
-        null = _null(arm.to_sam, arm.verdict.p_holm)
+        null = _null(arm.to_sam, arm.verdict.p_holm, margin)
         return f"undecided against SAM ({null}" + ("" if margin is None else f"; margin {margin:.2f}") + ")"
     numbers = _numbers(arm.to_sam) + ("" if margin is None else f", margin {margin:.2f}")
     return f"{word} {'to' if word == 'equivalent' else 'than'} SAM ({numbers})"
@@ -135,11 +135,17 @@ def _against_sgd(arm: Arm) -> str:
     return f"undecided against SGD ({_null(arm.to_sgd, arm.p_sgd)})"
 
 
-def _null(difference: Estimate, p_holm: float | None) -> str:
-    """A null result; where the interval alone would have claimed something, the correction that forbids it."""
+def _enough(sam: Arm) -> bool:
+    return sam.to_sgd is not None and sam.to_sgd.n >= FEWEST_SEEDS
+
+
+def _null(difference: Estimate, p_holm: float | None, margin: float | None = None) -> str:
+    """A null result; where the interval alone would have claimed something, with the p-value that forbids it."""
     text = not_established(difference)
-    if p_holm is not None and p_holm >= 1 - CONFIDENCE and (difference.above_zero or difference.below_zero):
-        text += f", {p_text(p_holm)} corrected"
+    low, high = difference.low, difference.high
+    inside = margin is not None and low is not None and high is not None and -margin < low and high < margin
+    if p_holm is not None and (inside or difference.above_zero or difference.below_zero):
+        text += f", {p_text(p_holm)} over all claims"
     return text
 
 

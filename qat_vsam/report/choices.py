@@ -146,12 +146,12 @@ def trials_frame(trials: pd.DataFrame, choices: Sequence[Choice]) -> pd.DataFram
     keys = list(dict.fromkeys(key for row in trials["settings"] for key in row))
     keys += [key for choice in choices for key in choice.grid if key not in keys]
     rows = [
-        _trial_row(known.get(row.arm), row.arm, row.settings, row.seed, row.validation_accuracy, row.diverged)
-        for row in trials.itertuples()
+        _trial_row(known.get(row["arm"]), **{str(key): value for key, value in row.items()})
+        for row in trials.to_dict("records")
     ]
     recorded = set(trials["arm"])
     rows += [
-        _trial_row(choice, choice.arm, trial.settings, None, trial.validation_accuracy, trial.diverged > 0)
+        _trial_row(choice, choice.arm, trial.settings, trial.validation_accuracy, trial.diverged > 0)
         for choice in choices
         if choice.arm not in recorded
         for trial in choice.tried
@@ -162,14 +162,19 @@ def trials_frame(trials: pd.DataFrame, choices: Sequence[Choice]) -> pd.DataFram
 
 
 def _trial_row(
-    choice: Choice | None, arm: str, settings: Mapping[str, Any], seed: int | None, accuracy: float, diverged: bool
+    choice: Choice | None,
+    arm: str,
+    settings: Mapping[str, Any],
+    validation_accuracy: float,
+    diverged: bool,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     chosen = choice is not None and choice.own == settings
     return {
         "arm": arm,
         **settings,
         "seed": seed,
-        "validation_accuracy": accuracy,
+        "validation_accuracy": validation_accuracy,
         "diverged": bool(diverged),
         "chosen": chosen,
         "at_edge": " ".join(choice.at_end) if choice is not None and chosen else "",

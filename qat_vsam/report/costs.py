@@ -121,8 +121,9 @@ def mean_curve(epochs: pd.DataFrame) -> pd.DataFrame:
     columns = ["validation_accuracy", "gradient_evaluations", "step"]
     numbers = known[["epoch", *columns]].apply(pd.to_numeric)
     grouped = numbers.groupby("epoch", sort=True)
-    counts = grouped.size()
-    return grouped[columns].mean()[counts == known["seed"].nunique()]
+    means: pd.DataFrame = grouped[columns].mean()
+    complete = [epoch for epoch, count in grouped.size().items() if count == known["seed"].nunique()]
+    return means.loc[complete]
 
 
 def final_accuracy(epochs: pd.DataFrame) -> float | None:

@@ -80,7 +80,7 @@ def _told(estimate: object) -> bool:
 
 def _headline(group: Sequence[Arm], main: Arm | None, sam: Arm | None) -> str:
     gain = sam.to_sgd if sam else None
-    if sam is not None and gain is not None and gain.low is not None and not sam.sgd_word == "better":
+    if sam is not None and gain is not None and gain.low is not None and sam.sgd_word != "better":
         return _gain(group)
     if main is not None and main.share is not None and main.share.value is not None:
         kept = share(main.share.value)

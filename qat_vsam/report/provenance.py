@@ -94,7 +94,7 @@ def check_comparable(runs: Runs, differing: Mapping[str, frozenset[str]]) -> Non
     arms: dict[str, list[tuple[str, RunRecord]]] = {}
     for where, record in runs:
         arms.setdefault(record.arm, []).append((where, record))
-    for arm, own in arms.items():
+    for own in arms.values():
         for pair in own[1:]:
             _same(
                 own[0], pair, {**_identity(own[0][1]), **_traits(own[0][1])}, {**_identity(pair[1]), **_traits(pair[1])}

@@ -7,6 +7,7 @@ the epochs, and enough steps to draw by. Recipes write records, reports read the
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def record_of(
     where = str(folder / RESULT)
     text = read_text(folder / RESULT)
     found = parse_json(text, RunRecord, where) if trial is None else parse_json(text, TrialRecord, where)
-    result: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
+    result: dict[str, Any] = json.loads(text)
     metrics = folder / METRICS
     lines = _metrics(read_text(metrics), str(metrics)) if trial is None and metrics.is_file() else []
     own = found if isinstance(found, RunRecord) else None
@@ -173,7 +174,7 @@ def _metrics(text: str, where: str) -> list[dict[str, Any]]:
     lines = []
     kinds: dict[str, type[BaseModel]] = {"epoch": EpochRecord, "step": StepRecord}
     for number, line in enumerate(text.splitlines(), start=1):
-        content = parse_json(line, _Line, f"{where}, line {number}").model_dump()
+        content = {key: _finite(value) for key, value in parse_json(line, _Line, f"{where}, line {number}")}
         kind = kinds.get(str(content.get("kind")))
         if kind is not None:
             check(content, kind, f"{where}, line {number}")
@@ -181,7 +182,14 @@ def _metrics(text: str, where: str) -> list[dict[str, Any]]:
     return lines
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a statistic that did not exist yet is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class _Line(BaseModel):
+    """One line of metrics.jsonl, whatever it holds."""
+
     model_config = ConfigDict(extra="allow")
 
 

@@ -218,13 +218,13 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, record: type[Content], where: str) -> Content:
-    """Checks JSON text that stands at `where`; NaN and infinity, which are no JSON, are read as null.
+    """Checks JSON text that stands at `where`.
 
     Raises:
         InputError: as `read_json`.
     """
     try:
-        content = json.loads(text, parse_constant=lambda _: None)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         got = f"no JSON at line {error.lineno}, column {error.colno}"
         raise InputError(explain(where, got, "a whole JSON document", _AGAIN)) from error

@@ -17,7 +17,6 @@ from qat_vsam.report.protocol import caveats, option_lines, protocol, warnings
 from qat_vsam.report.provenance import Provenance
 from qat_vsam.report.results import Results, load_results
 
-
 __all__ = ["AnswerRow", "Study", "answer_lines", "load_study"]
 
 
