@@ -27,7 +27,7 @@ def build_report(
     runs: Path | Sequence[Path],
     out: Path,
     *,
-    title: str,
+    title: str | None = None,
     bench: Path | None = None,
     command: str = "",
     description: str = "",
@@ -52,14 +52,14 @@ def build_report(
     Raises:
         InputError: there is nothing to report, a result is broken, or `out` cannot be written.
     """
-    study = load_study(runs, title=title, description=description, notes=notes or None, command=command, bench=bench)
+    study = load_study(runs, title=title, description=description or None, notes=notes or None, command=command, bench=bench)
     results, arms = study.results, list(study.arms)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         drawings = draw_figures(results, arms, out / "figures")
         content = {
-            "title": title,
+            "title": study.title,
             "description": description,
             "findings": find(arms),
             "tables": _told(methods_table(arms), gains_table(arms)),
@@ -81,6 +81,13 @@ def build_report(
             explain(str(out), error.strerror or error, "a folder that can be written", "choose another --out")
         ) from error
     return out / "index.html"
+
+
+def build_all(root: Path) -> Path:
+    """Rebuilds every study below a folder (a stand-in: without their index)."""
+    for runs in sorted(root.rglob("runs.jsonl")):
+        build_report(runs.parent, runs.parent)
+    return root / "index.html"
 
 
 def _told(*tables: Table) -> list[Table]:
