@@ -61,7 +61,7 @@ def _controls(trained: Mapping[str, Recipe], roles: Mapping[str, str]) -> Iterat
         rate, share = theirs[0] or own
         got = f"a control that splits at {own[0]:g} of the steps, {own[1]:g} of the batch"
         rule = f"{rate:g} and {share:g}, as {methods[0]} does"
-        yield explain(f"arms.{arm}", got, rule, f"give it optimizer.rate={rate!r} and optimizer.share={share!r}")
+        yield explain(f"arms.{arm}", got, rule, f"give it optimizer.rate={rate:.15g} and optimizer.share={share:.15g}")
 
 
 def _splits(recipe: Recipe) -> tuple[float, float] | None:
