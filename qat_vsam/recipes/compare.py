@@ -68,7 +68,6 @@ def compare(
         home = folder if opened is None else opened.path
         folder.mkdir(parents=True, exist_ok=True)
         work = _Work(comparison, folder, listener, opened)
-        write_atomic(home / "comparison.yaml", dump_yaml(comparison).encode())
         command = comparison.command
         run_cells(work.known, work.total, comparison.workers, data_root, listener, command=command, keep=work.keep)
         bench = home / BENCH
@@ -122,6 +121,7 @@ def grid(
         study: where runs may be finished already.
     """
     arms = {arm: {} for arm in comparison.arms} if chosen is None else chosen
+    followers = _followers(comparison) if study is not None and arms else {}
     for seed in range(comparison.seeds):
         for arm, settings in arms.items():
             recipe = resolve(comparison.arm(arm, seed, settings))
@@ -129,21 +129,24 @@ def grid(
             start = None
             if recipe.init_from is not None:
                 start = folder / recipe.init_from / f"seed-{seed}" / WEIGHTS
-            again = study is not None and study.result(arm, seed) is not None and not (place / WEIGHTS).is_file()
-            again = again and _weights_are_wanted(comparison, folder, arm, seed, study)
+            wanted = any(not _is_finished(other, seed, folder, study) for other in followers.get(arm, ()))
+            again = wanted and not (place / WEIGHTS).is_file() and _is_finished(arm, seed, folder, study)
             yield Cell(arm, seed, recipe, place, start, study=study, again=again)
 
 
-def _weights_are_wanted(
-    comparison: Comparison, folder: Path, source: str, seed: int, study: StudyFolder | None
-) -> bool:
-    """Whether an arm that starts from another one's weights is still to be run."""
+def _followers(comparison: Comparison) -> dict[str, list[str]]:
+    """Arm -> the arms that start from its weights."""
+    found: dict[str, list[str]] = {}
     for arm in comparison.arms:
-        known = study is not None and study.result(arm, seed) is not None
-        finished = known or (folder / arm / f"seed-{seed}" / RESULT).is_file()
-        if not finished and comparison.arm(arm, seed).init_from == source:
-            return True
-    return False
+        source = comparison.arm(arm, 0).init_from
+        if source is not None:
+            found.setdefault(source, []).append(arm)
+    return found
+
+
+def _is_finished(arm: str, seed: int, folder: Path, study: StudyFolder | None) -> bool:
+    known = study is not None and study.result(arm, seed) is not None
+    return known or (folder / arm / f"seed-{seed}" / RESULT).is_file()
 
 
 class _Work:
@@ -156,6 +159,7 @@ class _Work:
         self._study = study
         self._tuning = Tuning(comparison, folder, study)
         self._open = list(comparison.arms)
+        self._described = False
         self.total = self._tuning.total + len(comparison.arms) * comparison.seeds
 
     def known(self) -> list[Cell]:
@@ -174,7 +178,15 @@ class _Work:
         return [*trials, *runs]
 
     def keep(self, finished: Sequence[Cell]) -> None:
-        """Take over what is finished and not in the study yet, and what was made again."""
+        """Take over what is finished and not in the study yet, and what was made again.
+
+        It is called first when what had been finished before is found to be of today's recipes. Before that the file of
+        the comparison is left alone: one that is refused must not stand beside the runs of another.
+        """
+        if not self._described:
+            home = self._folder if self._study is None else self._study.path
+            write_atomic(home / "comparison.yaml", dump_yaml(self._comparison).encode())
+            self._described = True
         if self._study is not None:
             self._study.add(cell for cell in finished if cell.again or cell.recorded is None)
 

@@ -136,6 +136,7 @@ def test_a_run_of_another_recipe_is_refused_with_the_difference(tmp_path: Path) 
     with pytest.raises(RunFolderError, match=r"data\.label_noise: 0.0 then, 0.2 now"):
         compare(plain(tmp_path, "recipe.data.label_noise=0.2"), tmp_path / "new", study=study)
     assert made(tmp_path / "new") == set()
+    assert not (study / "comparison.yaml").exists()
     # a label is no part of what ran
     compare(plain(tmp_path, "arms.float32-sgd.label=SGD"), tmp_path / "new", study=study)
     assert made(tmp_path / "new") == set()
