@@ -6,12 +6,13 @@ Imports of torch stand inside the commands, so that `--help` and `ls` answer at 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -85,6 +86,7 @@ def validate(
 ) -> None:
     """Check a recipe: resolved values, parameters, size, gradient evaluations. No data, no training."""
     from qat_vsam import config
+    from qat_vsam.recipes import resolve
     from qat_vsam.recipes.plan import comparison_plan, plan
 
     path = config.find_config(file)
@@ -93,8 +95,9 @@ def validate(
         _echo_lines(comparison_plan(comparison))
         return
     recipe = config.load_recipe(path, overrides or [])
-    typer.echo(config.dump_yaml(recipe))
-    _echo_lines(plan(recipe).lines())
+    lines = plan(recipe).lines()
+    typer.echo(config.dump_yaml(resolve(recipe)))
+    _echo_lines(lines)
 
 
 @app.command()
@@ -107,6 +110,7 @@ def train(
     threads: Threads = None,
     amp: Amp = None,
     seed: Seed = None,
+    start: Annotated[Path | None, typer.Option(help="weights.pt of another run to start from")] = None,
 ) -> None:
     """Run one recipe, or go on with it."""
     from qat_vsam.config import find_config, load_recipe
@@ -117,7 +121,7 @@ def train(
     recipe = load_recipe(find_config(file), changes)
     folder = out or Path("runs") / recipe.name
     with _console() as listener:
-        run_recipe(recipe, folder, data_root=data_root, listener=listener)
+        run_recipe(recipe, folder, data_root=data_root, start=start, listener=listener, command=_command())
     typer.echo(f"result: {folder / 'result.json'}")
 
 
@@ -161,7 +165,7 @@ def quantize(
     recipe = recipe_from(recipe.model_dump(mode="json"), overrides or [])
     folder = out or Path("runs") / recipe.name
     with _console() as listener:
-        run_quantize(recipe, folder, data_root=root, listener=listener)
+        run_quantize(recipe, folder, data_root=root, listener=listener, command=_command())
     typer.echo(f"layers: {folder / 'layers.txt'}")
     typer.echo(f"result: {folder / 'result.json'}")
 
@@ -188,32 +192,49 @@ def compare(
     overrides: Overrides = None,
     data_root: DataRoot = None,
     out: Out = None,
+    study: Annotated[
+        Path | None, typer.Option(help="folder for finished runs, choices and report; goes on on any machine")
+    ] = None,
 ) -> None:
     """Choose settings by trials if asked, run a grid of arms and seeds, then write its report."""
     from qat_vsam.config import find_config, load_comparison
     from qat_vsam.recipes import compare as run_compare
+    from qat_vsam.report import answer_lines, load_study
 
     comparison = load_comparison(find_config(file), overrides or [])
-    command = " ".join(["qat-vsam compare", file, *(overrides or [])])
     folder = out or Path("runs") / comparison.name
     with _console() as listener:
-        page = run_compare(comparison, folder, data_root=data_root, listener=listener, command=command)
-    typer.echo((page.parent / "summary.md").read_text())
+        page = run_compare(comparison, folder, study=study, data_root=data_root, listener=listener, command=_command())
+    _echo_lines(answer_lines(load_study(study or folder)))
     typer.echo(f"report: {page}")
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="comparison or run folders")],
-    out: Annotated[Path, typer.Option("--out", help="folder of the report")],
-    title: Annotated[str, typer.Option(help="headline of the page")] = "Accuracy against training cost",
+    runs: Annotated[list[Path] | None, typer.Argument(help="study, comparison or run folders")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="one report of all of them there; default: in each")] = None,
+    title: Annotated[str | None, typer.Option(help="headline of the page, in place of the study's")] = None,
+    everything: Annotated[Path | None, typer.Option("--all", help="rebuild every study below, and their index")] = None,
 ) -> None:
-    """Write the report of finished runs."""
-    from qat_vsam.report import build_report
+    """Write the report of finished runs, or rebuild those of studies."""
+    from qat_vsam.report import build_all, build_report
 
-    source: Path | list[Path] = runs[0] if len(runs) == 1 else runs
-    command = " ".join(["qat-vsam report", *map(str, runs), "--out", str(out)])
-    typer.echo(f"report: {build_report(source, out, title=title, command=command)}")
+    folders = list(runs or [])
+    if (everything is None) == (not folders):
+        got = "neither folders nor --all" if everything is None else "folders and --all"
+        raise ConfigError(explain("report", got, "one of the two", "name folders, or write --all reports"))
+    if everything is not None:
+        typer.echo(f"studies: {build_all(everything)}")
+        return
+    given: dict[str, Any] = {} if title is None else {"title": title}
+    if out is not None:
+        typer.echo(f"report: {build_report(folders[0] if len(folders) == 1 else folders, out, **given)}")
+        return
+    for folder in folders:
+        if not (folder / "runs.jsonl").is_file():
+            rule = "a study folder, which has a runs.jsonl"
+            raise ConfigError(explain(str(folder), "runs without a place for their report", rule, "give --out FOLDER"))
+        typer.echo(f"report: {build_report(folder, folder, **given)}")
 
 
 @app.command("eval")
@@ -275,14 +296,16 @@ def bench(
                 _echo_lines(table.lines())
         return
     from qat_vsam.config import BenchSection, find_config, load_comparison
+    from qat_vsam.recipes import resolve
 
     comparison = load_comparison(find_config(file), [f"bench.repeats={repeats or 30}"])
-    arms = {arm: comparison.arm(arm, 0) for arm in comparison.arms}
-    section = comparison.bench or BenchSection()
-    measured = recipes.bench_arms(arms, section, data_root, threads, comparison.roles)
+    arms = {arm: resolve(comparison.arm(arm, 0)) for arm in comparison.arms}
+    measured = recipes.bench_arms(arms, comparison.bench or BenchSection(), data_root, threads)
+    if measured["rows"]:
+        typer.echo(f"unit: a {measured['unit']}, {measured['unit_ms']:.2f} ms on {threads} thread(s)")
     for row in measured["rows"]:
-        ratio = "-" if row["ratio_to_sgd"] is None else f"{row['ratio_to_sgd']:.2f}"
-        typer.echo(f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {ratio:>6} x {row['reference_arm'] or ''}")
+        interval = f"[{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        typer.echo(f"{row['arm']:<28}{row['median_ms']:>9.2f} ms a step {row['ratio']:>6.2f} units {interval}")
 
 
 @app.command()
@@ -294,7 +317,8 @@ def info() -> None:
     from qat_vsam.train import describe_environment
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {**describe_environment(device), **describe_backends()}
+    facts = describe_environment(device)
+    facts |= {**facts.pop("versions"), **describe_backends()}
     _echo_lines(f"{key:<20}{value}" for key, value in facts.items())
 
 
@@ -304,6 +328,18 @@ def _dataset(data: str) -> tuple[str, Path | None]:
     if not path.is_dir():
         return data, None
     return "image_folder" if (path / "train").is_dir() else "cifar10", path
+
+
+def _command() -> str:
+    """What was typed, without `--out`: the same work in another place is the same work."""
+    kept = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join(["qat-vsam", *kept])
 
 
 def _echo_lines(lines: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from qat_vsam.sections import (
     ModelSection,
     Name,
     OptimizerSection,
+    Positive,
     QuantSection,
     Section,
     TrainSection,
@@ -81,9 +82,12 @@ class Recipe(Section):
 
 
 class BenchSection(Section):
-    """The interleaved timing of the arms: `repeats` rounds, each arm's a run of `steps` training steps."""
+    """The interleaved timing of the arms: `repeats` rounds, each arm's a run of `steps` training steps.
 
-    repeats: Annotated[int, Field(ge=3)] = 30
+    Six rounds are the fewest that give the median an interval of 95 %.
+    """
+
+    repeats: Annotated[int, Field(ge=6)] = 30
     steps: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] | None = None
 
@@ -121,11 +125,19 @@ class Comparison(Section):
     An arm may say its `role` in the report: `sgd`, `sam` or `split_sgd` make it the one of its precision that the
     others are measured against, `vsam` puts it into the headline, `other` keeps it out of both. Without it the arms
     named PRECISION-sgd, PRECISION-sam and PRECISION-split are the references, whatever else uses those optimizers.
+
+    `question` is the one sentence that the study answers. `margin`, in points of accuracy, is how far from SAM still
+    counts as equal; null: a fifth of SAM's gain. `fitted` says that a default was chosen on this study's tasks, so that
+    it cannot speak for the default on others. `command` is what repeats it; `compare` writes it down.
     """
 
     name: Name
     title: str
     description: str = ""
+    question: str = ""
+    margin: Positive | None = None
+    fitted: bool = False
+    command: str = ""
     notes: list[str] = Field(default_factory=list)
     seeds: Annotated[int, Field(ge=1, le=1000)] = 5
     workers: Annotated[int, Field(ge=1)] = 2
@@ -142,6 +154,8 @@ class Comparison(Section):
     def arm(self, arm: str, seed: int, settings: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of one arm and seed; only the first seed is exported.
 
+        Its images are drawn by the same seed, unless the recipe or the arm gives a number for `data.seed`.
+
         Args:
             arm: its name.
             seed: of the run.
@@ -155,6 +169,9 @@ class Comparison(Section):
             change = merge(change, _nested(key, value))
         merged = merge(self.recipe, change)
         merged |= {"name": f"{self.name}-{arm}", "seed": seed, "label": merged.get("label", arm)}
+        data = merged.get("data")
+        if isinstance(data, Mapping) and data.get("seed") is None:
+            merged["data"] = {**data, "seed": seed}
         if seed > 0:
             merged["export"] = []
         return validate(Recipe, merged, prefix=("arms", arm))

@@ -54,10 +54,15 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Which images, and how many of them train, validate and test."""
+    """Which images, and how many of them train, validate and test.
+
+    `seed` draws the training and validation images and the wrong labels; the test images never depend on it. null: 0,
+    or in a comparison the seed of the run, so that an interval over seeds covers the draw of the data too.
+    """
 
     name: str
     root: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     train_size: Annotated[int, Field(ge=1)] | None = None
     validation_size: Annotated[int, Field(ge=1)] | None = None
     validation_from: Literal["train", "test"] = "train"

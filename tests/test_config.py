@@ -117,6 +117,16 @@ def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
     assert config.fingerprint(recipe) != config.fingerprint(recipe.model_copy(update={"seed": 1}))
 
 
+def test_a_comparison_may_say_what_it_asks_and_what_counts_as_equal(tmp_path: Path) -> None:
+    text = "name: g\ntitle: t\nrecipe: {model: {name: digits_cnn}, data: {name: digits}}\narms: {a: {}}\n"
+    plain = config.load_comparison(write(tmp_path, text))
+    assert (plain.question, plain.margin, plain.fitted) == ("", None, False)
+    asked = config.load_comparison(write(tmp_path, text), ["question=Is it?", "margin=0.3", "fitted=true"])
+    assert (asked.question, asked.margin, asked.fitted) == ("Is it?", 0.3, True)
+    with pytest.raises(ConfigError, match="margin: got 0"):
+        config.load_comparison(write(tmp_path, text), ["margin=0"])
+
+
 def test_an_arm_that_starts_from_nowhere_is_refused(tmp_path: Path) -> None:
     text = "name: g\ntitle: t\nrecipe: {model: {name: digits_cnn}, data: {name: digits}}\narms:\n  a: {}\n"
     with pytest.raises(ConfigError, match=r"arms\.b\.init_from: got aa; .*did you mean a\?"):

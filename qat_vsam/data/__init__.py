@@ -2,15 +2,18 @@
 
 from qat_vsam.data.batches import Batches, random_crop
 from qat_vsam.data.dataset import Dataset, Split, class_balanced_order, with_wrong_labels
-from qat_vsam.data.registry import list_datasets, load_dataset
+from qat_vsam.data.registry import list_datasets, load_dataset, load_source
+from qat_vsam.data.source import Source
 
 __all__ = [
     "Batches",
     "Dataset",
+    "Source",
     "Split",
     "class_balanced_order",
     "list_datasets",
     "load_dataset",
+    "load_source",
     "random_crop",
     "with_wrong_labels",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qat_vsam.errors import DataError, explain
 
+_TEST_SEED = 0
 _LABEL_NOISE = 3  # a number that no other draw from a seed is mixed with
 
 
@@ -74,6 +75,7 @@ class Dataset:
         train: what the weights learn from.
         validation: what choices are made on; disjoint from the other two.
         test: what is reported.
+        drawn: whether another seed gives other training images or other wrong labels.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    drawn: bool = True
 
 
 @dataclass
@@ -90,10 +93,12 @@ class Rows:
     Attributes:
         labels: (N,), int64.
         images: given row numbers (M,), returns their images (M, C, H, W).
+        in_memory: whether the images are there already, and are not made when they are asked for.
     """
 
     labels: Tensor
     images: Callable[[Tensor], Tensor]
+    in_memory: bool = False
 
     def take(self, index: Tensor) -> Split:
         """The split of these rows, in ascending order, which keeps the order of the source."""
@@ -104,7 +109,7 @@ class Rows:
 def rows_in_memory(images: Tensor, labels: Tensor) -> Rows:
     """`Rows` over tensors that are already there."""
     split = Split(images, labels)
-    return Rows(split.labels, lambda index: split.images[index])
+    return Rows(split.labels, lambda index: split.images[index], in_memory=True)
 
 
 def class_balanced_order(labels: Tensor, seed: int) -> Tensor:
@@ -198,7 +203,9 @@ def split_rows(
         validation_from: "train" takes validation images out of the training rows; "test" takes them out of
             the test rows, for nets whose checkpoint has seen every training row. `Dataset.test` is then the
             rest.
-        seed: of the split.
+        seed: of the order in which training and validation images are taken out of the training rows. What is taken
+            out of the test rows never depends on it: no image is tested on under one seed and chosen on under
+            another.
 
     Raises:
         DataError: the sizes do not fit the rows, or a size is negative.
@@ -219,7 +226,7 @@ def split_rows(
         validation_index, train_order = train_order[:count], train_order[count:]
         validation_rows, available, test_index = train, len(train.labels), torch.arange(len(test.labels))
     elif validation_from == "test":
-        test_order = class_balanced_order(test.labels, seed)
+        test_order = class_balanced_order(test.labels, _TEST_SEED)
         count = len(test_order) // 2 if validation_size is None else validation_size
         validation_index, test_index = test_order[:count], test_order[count:]
         validation_rows, available = test, len(test.labels)
@@ -242,4 +249,5 @@ def split_rows(
         train=train.take(train_order[:train_size]),
         validation=validation_rows.take(validation_index),
         test=test.take(test_index),
+        drawn=len(train_order[:train_size]) < len(train.labels),
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qat_vsam.data.cifar import cifar_rows
-from qat_vsam.data.dataset import Dataset, Rows, rows_in_memory, split_rows, with_wrong_labels
+from qat_vsam.data.dataset import Dataset, Rows, rows_in_memory
 from qat_vsam.data.digits import CLASSES, TRAIN_SIZE, VALIDATION_SIZE, digits_rows
 from qat_vsam.data.folder import folder_rows
+from qat_vsam.data.source import ReadySource, RowSource, Source
 from qat_vsam.errors import DataError, did_you_mean, explain
 from qat_vsam.models import check_options, import_function, is_user_function
 
@@ -56,8 +56,8 @@ def load_dataset(
             500), or half of the test images.
         validation_from: "train", or "test" for nets that have seen every training image.
         label_noise: share of the training labels replaced by another class; validation and test stay clean.
-        seed: of the split and of the wrong labels. Runs that differ in their seed share it, so that they see
-            the same images.
+        seed: chooses the training and the validation images, and the wrong labels. The test images are the same for
+            every seed.
         options: cifar10 and cifar100: `download` and `size`, the side in pixels, 4, 8, 16 or 32;
             image_folder: `size`, which it demands; all three: `progress(done, total)`, called while images
             are decoded. Otherwise arguments of your function.
@@ -71,19 +71,33 @@ def load_dataset(
         >>> len(digits.train), len(digits.validation), len(digits.test)
         (300, 500, 997)
     """
-    sizes: dict[str, Any] = {
-        "train_size": train_size,
-        "validation_size": validation_size,
-        "validation_from": validation_from,
-        "seed": seed,
-    }
-    data = _load(name, root, sizes, options)
-    return replace(data, train=with_wrong_labels(data.train, len(data.classes), label_noise, seed))
+    return load_source(name, root, **options).draw(
+        train_size=train_size,
+        validation_size=validation_size,
+        validation_from=validation_from,
+        label_noise=label_noise,
+        seed=seed,
+    )
 
 
-def _load(name: str, root: str | Path | None, sizes: dict[str, Any], options: dict[str, Any]) -> Dataset:
+def load_source(name: str, root: str | Path | None = None, **options: Any) -> Source:
+    """Open a dataset without drawing from it; `load_dataset` is this and one draw.
+
+    Args:
+        name, root, options: see `load_dataset`.
+
+    Raises:
+        DataError: unknown name or option, missing or broken files.
+        InputError: a function that cannot be imported.
+
+    Example:
+        >>> source = load_source("digits")
+        >>> one, other = source.draw(seed=0), source.draw(seed=1)
+        >>> torch.equal(one.train.images, other.train.images), torch.equal(one.test.images, other.test.images)
+        (False, True)
+    """
     if is_user_function(name):
-        return _from_function(name, None if root is None else Path(root), options, sizes)
+        return _from_function(name, None if root is None else Path(root), options)
     if name not in _OPTIONS:
         raise DataError(explain("data", repr(name), "a known dataset", did_you_mean(name, list_datasets())))
     known = _OPTIONS[name]
@@ -93,11 +107,7 @@ def _load(name: str, root: str | Path | None, sizes: dict[str, Any], options: di
             raise DataError(explain(f"data {name}.{option}", "an unknown option", "a known one", advice))
     if name == "digits":
         train, test = digits_rows()
-        usual = {"train_size": TRAIN_SIZE}
-        if sizes["validation_from"] == "train":
-            usual["validation_size"] = VALIDATION_SIZE
-        sizes = sizes | {key: size for key, size in usual.items() if sizes[key] is None}
-        return split_rows(name, CLASSES, train, test, **sizes)
+        return RowSource(name, CLASSES, train, test, TRAIN_SIZE, VALIDATION_SIZE)
     folder = _existing(name, root)
     if name == "image_folder":
         if not isinstance(options.get("size"), int) or options["size"] < 1:
@@ -107,7 +117,7 @@ def _load(name: str, root: str | Path | None, sizes: dict[str, Any], options: di
         train, test, classes = folder_rows(folder, **options)
     else:
         train, test, classes = cifar_rows(name, folder, **options)
-    return split_rows(name, classes, train, test, **sizes)
+    return RowSource(name, classes, train, test)
 
 
 def _existing(name: str, root: str | Path | None) -> Path:
@@ -124,12 +134,12 @@ def _existing(name: str, root: str | Path | None) -> Path:
     return Path(root)
 
 
-def _from_function(name: str, root: Path | None, options: dict[str, Any], sizes: dict[str, Any]) -> Dataset:
+def _from_function(name: str, root: Path | None, options: dict[str, Any]) -> Source:
     function = import_function(name, key="data")
     check_options(function, {"root": root, **options}, key=f"data {name}")
     result = function(root=root, **options)
     if isinstance(result, Dataset):
-        return result
+        return ReadySource(result)
     try:
         train, test = (_rows(*part) for part in result)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -144,7 +154,7 @@ def _from_function(name: str, root: Path | None, options: dict[str, Any], sizes:
             )
         ) from error
     count = 1 + int(max(train.labels.max(), test.labels.max()))
-    return split_rows(name, tuple(str(label) for label in range(count)), train, test, **sizes)
+    return RowSource(name, tuple(str(label) for label in range(count)), train, test)
 
 
 def _rows(images: Any, labels: Any) -> Rows:

@@ -111,3 +111,27 @@ class BudgetSchedule(Schedule):
             largest = max(self.largest_learning_rate, learning_rate)
             return extra * learning_rate / largest if largest > 0 else 0.0
         return extra
+
+
+class UnpaidBudget(BudgetSchedule):
+    """Chooses the steps at which a budget would pay, for a method that takes no second gradient and so pays nothing.
+
+    Example:
+        >>> schedule = UnpaidBudget(1.25, share=0.5)
+        >>> chosen = []
+        >>> for step in range(4):
+        ...     chosen.append(schedule.pays(0.5, 0.1))
+        ...     schedule.advance(0.0, 0.1)
+        >>> chosen
+        [False, True, False, True]
+    """
+
+    # what the step would cost that pays() was asked about; a step that fails and is tried again asks anew
+    _cost = 0.0
+
+    def pays(self, cost: float, learning_rate: float, gradient_norm: float | None = None) -> bool:
+        self._cost = cost
+        return super().pays(cost, learning_rate)
+
+    def advance(self, paid: float, learning_rate: float, gradient_norm: float | None = None) -> None:
+        super().advance(self._cost if super().pays(self._cost, learning_rate) else 0.0, learning_rate)

@@ -5,8 +5,10 @@ from qat_vsam.recipes.catalogue import catalogue, describe_backends
 from qat_vsam.recipes.compare import compare
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.quantize import quantize, quantize_recipe
+from qat_vsam.recipes.resolve import resolve
+from qat_vsam.recipes.result import read_result
 from qat_vsam.recipes.step_times import bench_sizes, bench_steps
-from qat_vsam.recipes.train import export_run, load_run, read_result, run_recipe
+from qat_vsam.recipes.train import export_run, load_run, run_recipe
 
 __all__ = [
     "Listener",
@@ -21,5 +23,6 @@ __all__ = [
     "quantize",
     "quantize_recipe",
     "read_result",
+    "resolve",
     "run_recipe",
 ]

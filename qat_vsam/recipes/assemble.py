@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from qat_vsam.config import DataSection, Recipe
-from qat_vsam.data import Batches, Dataset, Split, load_dataset
+from qat_vsam.data import Batches, Dataset, Source, Split, load_source
 from qat_vsam.errors import ConfigError, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.quant import LayerRule, QuantSpec, calibrate, correct_bias, prepare, set_compiled
@@ -72,10 +73,10 @@ def quant_spec(recipe: Recipe) -> QuantSpec | None:
 
 
 def dataset(recipe: Recipe, root: Path | None) -> Dataset:
-    """Load and split the data. The split does not depend on the run's seed.
+    """Load the data and draw from them by `data.seed`; where that is left open, by 0.
 
-    A process that asks again for the same data gets the same object: the runs of a comparison decode it once. It is
-    not to be changed.
+    A process that asks again for the same data gets the same object, and another draw decodes only the images that no
+    earlier one had. The object is not to be changed.
     """
     return _dataset(recipe.data.model_dump_json(), root)
 
@@ -83,15 +84,18 @@ def dataset(recipe: Recipe, root: Path | None) -> Dataset:
 @lru_cache(maxsize=1)
 def _dataset(section_json: str, root: Path | None) -> Dataset:
     section = DataSection.model_validate_json(section_json)
-    return load_dataset(
-        section.name,
-        root,
+    return _source(section.name, root, json.dumps(section.options)).draw(
         train_size=section.train_size,
         validation_size=section.validation_size,
         validation_from=section.validation_from,
         label_noise=section.label_noise,
-        **section.options,
+        seed=section.seed or 0,
     )
+
+
+@lru_cache(maxsize=1)
+def _source(name: str, root: Path | None, options_json: str) -> Source:
+    return load_source(name, root, **json.loads(options_json)).kept()
 
 
 def float_model(recipe: Recipe, root: Path | None) -> nn.Module:

@@ -10,6 +10,7 @@ from qat_vsam.evaluate import model_size
 from qat_vsam.models import build_model
 from qat_vsam.quant import prepare
 from qat_vsam.recipes import assemble
+from qat_vsam.recipes.advice import advice
 from qat_vsam.recipes.optimizers import evaluations_per_step
 
 # training images of the datasets whose size is known before they are read, validation included
@@ -75,7 +76,7 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def comparison_plan(comparison: Comparison) -> list[str]:
-    """What a comparison will cost, as text: each arm's plan, its trials, and the sum of all runs.
+    """What a comparison will cost, as text: each arm's plan, its trials, the sum of all runs, and what is amiss.
 
     An arm whose settings are chosen by trials is planned with its settings as written.
 
@@ -99,7 +100,7 @@ def comparison_plan(comparison: Comparison) -> list[str]:
             for end in (0, 1)
         )
         text.append(f"gradients             {_range(low, high)}")
-    return text
+    return text + advice(comparison)
 
 
 def _trials(comparison: Comparison) -> Mapping[str, int]:

@@ -9,53 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from qat_vsam.config import Recipe, fingerprint, read_recipe_file, recipe_from
-from qat_vsam.errors import ConfigError, RunFolderError, explain
+from qat_vsam.config import recipe_from
+from qat_vsam.errors import RunFolderError, explain
+from qat_vsam.recipes.cell import Cell, check_unchanged
 from qat_vsam.recipes.events import Listener
-from qat_vsam.recipes.train import read_result, run_recipe
+from qat_vsam.recipes.train import run_recipe
 from qat_vsam.recipes.trial import run_trial
 from qat_vsam.train import Interrupted
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a comparison: an arm with one seed.
-
-    Attributes:
-        arm, seed: which.
-        recipe: what to do.
-        folder: where.
-        start: the weights of another run that it starts from.
-        setting: the name of what is tried; None for a run whose test images count.
-    """
-
-    arm: str
-    seed: int
-    recipe: Recipe
-    folder: Path
-    start: Path | None = None
-    setting: str | None = None
-
-    def __str__(self) -> str:
-        tried = "" if self.setting is None else f" {self.setting}"
-        return f"{self.arm}{tried} seed {self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / "result.json").is_file()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the run it starts from has written its weights."""
-        return self.start is None or (self.start.parent / "result.json").is_file()
 
 
 def run_cells(
@@ -64,6 +30,9 @@ def run_cells(
     workers: int,
     data_root: Path | None = None,
     listener: Listener | None = None,
+    *,
+    command: str = "",
+    keep: Callable[[Sequence[Cell]], None] = lambda finished: None,
 ) -> None:
     """Run every cell that has no result yet, `workers` at a time.
 
@@ -74,12 +43,14 @@ def run_cells(
         workers: processes.
         data_root: see `assemble.data_root`.
         listener: hears which runs are done.
+        command: what repeats the runs.
+        keep: called with cells that were found finished, and with each that is finished now.
 
     Raises:
         RunFolderError: a finished run belongs to another recipe, or a worker died.
     """
     listener = listener or Listener()
-    queue = _Queue(known)
+    queue = _Queue(known, keep)
     queue.refill()
     if queue.done == total:
         listener.say(f"all {total} runs are finished; nothing is left to train")
@@ -93,11 +64,14 @@ def run_cells(
         try:
             while queue.waiting or running:
                 for cell in queue.take(workers - len(running)):
-                    running[pool.submit(_run_cell, _plain(cell), data_root)] = cell
+                    running[pool.submit(_run_cell, _plain(cell), data_root, command)] = cell
+                if not running:
+                    raise _stuck(queue.waiting[0])
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     cell = running.pop(future)
                     future.result()
+                    keep([cell])
                     queue.done += 1
                     listener.grid(queue.done, total, str(cell))
                 queue.refill()
@@ -117,22 +91,30 @@ def run_cells(
             raise
 
 
+def _stuck(cell: Cell) -> RunFolderError:
+    """For a run that starts from weights which a finished run has lost."""
+    rule = "the weights that it starts from"
+    advice = "delete the folder of that run, so that it is made again"
+    return RunFolderError(explain(f"{cell}", f"no {cell.start}", rule, advice))
+
+
 class _Queue:
     """The cells that wait: trials first, then seed by seed, so that a stopped grid has whole seeds to report."""
 
-    def __init__(self, known: Callable[[], Sequence[Cell]]) -> None:
+    def __init__(self, known: Callable[[], Sequence[Cell]], keep: Callable[[Sequence[Cell]], None]) -> None:
         self._known = known
+        self._keep = keep
         self.waiting: list[Cell] = []
         self.done = 0
 
     def refill(self) -> None:
         while cells := self._known():
             for cell in cells:
-                if cell.finished:
-                    check_unchanged(cell)
-                    self.done += 1
-                else:
-                    self.waiting.append(cell)
+                check_unchanged(cell)
+            finished = [cell for cell in cells if cell.finished]
+            self._keep(finished)
+            self.done += len(finished)
+            self.waiting += [cell for cell in cells if not cell.finished]
         # a stable sort: arms keep their order
         self.waiting.sort(key=lambda cell: (cell.setting is None, 0 if cell.setting else cell.seed))
 
@@ -145,31 +127,6 @@ class _Queue:
                 taken.append(cell)
         self.waiting = [cell for cell in self.waiting if cell not in taken]
         return taken
-
-
-def check_unchanged(cell: Cell) -> None:
-    """A finished run counts only for the recipe that it was made with; its label may differ.
-
-    Raises:
-        RunFolderError: naming the folder.
-    """
-    if read_result(cell.folder).get("recipe_sha256") == fingerprint(cell.recipe):
-        return
-    path = cell.folder / "recipe.yaml"
-    try:
-        # a key that is newer than the run has its default there
-        kept = recipe_from(read_recipe_file(path))
-    except ConfigError as error:
-        raise RunFolderError(str(error)) from None
-    if fingerprint(kept.model_copy(update={"label": cell.recipe.label})) != fingerprint(cell.recipe):
-        raise RunFolderError(
-            explain(
-                str(path),
-                "a changed recipe for a run that is finished",
-                "the recipe it was made with",
-                "undo the change, choose another folder, or delete this arm's runs",
-            )
-        )
 
 
 @contextmanager
@@ -199,7 +156,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _run_cell(cell: Mapping[str, Any], data_root: Path | None) -> None:
+def _run_cell(cell: Mapping[str, Any], data_root: Path | None, command: str) -> None:
     """In a worker: one run on one thread, unless the recipe says otherwise."""
     recipe = recipe_from(cell["recipe"])
     torch.set_num_threads(recipe.threads or 1)
@@ -208,7 +165,9 @@ def _run_cell(cell: Mapping[str, Any], data_root: Path | None) -> None:
         if cell["trial"]:
             run_trial(recipe, cell["folder"], data_root=data_root)
         else:
-            run_recipe(recipe, cell["folder"], data_root=data_root, start=start, arm=cell["arm"])
+            run_recipe(
+                recipe, cell["folder"], data_root=data_root, start=start, arm=cell["arm"], command=command or None
+            )
     except Interrupted as stop:
         # what a worker raises must survive the way to its parent, which has been told by the signal itself
         raise RunFolderError(str(stop)) from None

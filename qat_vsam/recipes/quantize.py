@@ -76,7 +76,12 @@ def quantize_recipe(
 
 
 def quantize(
-    recipe: Recipe, folder: Path, *, data_root: Path | None = None, listener: Listener | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    listener: Listener | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Run it; see `run_recipe`.
 
@@ -85,4 +90,4 @@ def quantize(
     """
     if recipe.quant is None:
         raise ConfigError(explain("quant", None, "a section with bits", "give --bits, for example w4a8"))
-    return run_recipe(recipe, folder, data_root=data_root, listener=listener)
+    return run_recipe(recipe, folder, data_root=data_root, listener=listener, command=command)

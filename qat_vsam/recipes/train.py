@@ -10,22 +10,26 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qat_vsam.config import ExportFormat, Recipe, dump_yaml, fingerprint, load_recipe
+from qat_vsam.config import ExportFormat, Recipe, dump_yaml, load_recipe
 from qat_vsam.data import Batches
-from qat_vsam.errors import CheckpointError, explain
-from qat_vsam.evaluate import Size, accuracy, latency, model_size
+from qat_vsam.evaluate import accuracy, latency, model_size
 from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
+from qat_vsam.recipes import result as results
 from qat_vsam.recipes.events import Listener
-from qat_vsam.recipes.optimizers import build_optimizer
+from qat_vsam.recipes.optimizers import build_optimizer, describe_optimizer
+from qat_vsam.recipes.resolve import resolve
+from qat_vsam.recipes.result import WEIGHTS, read_result
 from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
 
 EXPORT_NAMES: dict[ExportFormat, str] = {
@@ -35,7 +39,6 @@ EXPORT_NAMES: dict[ExportFormat, str] = {
 }
 PROOF_INPUTS = 1000
 LATENCY_BATCH = 32
-WEIGHTS = "weights.pt"
 
 
 def run_recipe(
@@ -46,16 +49,19 @@ def run_recipe(
     start: Path | None = None,
     listener: Listener | None = None,
     arm: str | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Run one recipe, or go on with it, or find it finished.
 
     Args:
-        recipe: what to do.
-        folder: the run folder; the same recipe resumes there, another one is refused.
+        recipe: what to do; what it leaves open is written out first, see `resolve`.
+        folder: the run folder; the same recipe resumes there, another one is refused. A run made under other defaults
+            than today's is of another recipe.
         data_root: where data and relative checkpoints lie; see `assemble.data_root`.
         start: weights file of another run, loaded into the float network first.
         listener: hears stages and progress.
         arm: the name that the report groups runs by; None takes the recipe's name.
+        command: what repeats this; None names the recipe that is kept in the folder.
 
     Returns:
         The content of `result.json`.
@@ -79,12 +85,16 @@ def run_recipe(
     """
     listener = listener or Listener()
     assemble.check_names(recipe)
+    recipe = resolve(recipe)
+    results.refuse_old_schema(Path(folder))
     with RunFolder(folder, dump_yaml(recipe)) as run:
         if run.finished:
             listener.say(f"{run.path}: finished before; nothing is left to do")
             return read_result(run.path)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
+        run.record_environment(describe_environment(torch.device(recipe.device)))
+        fused_before = results.fused_calls()
         root = assemble.data_root(recipe, data_root)
         data = assemble.dataset(recipe, root)
         loaders = assemble.loaders(recipe, data)
@@ -107,39 +117,28 @@ def run_recipe(
         assemble.use_backend(recipe, model)
         trained = train_model(recipe, model, loaders, run, listener, teacher)
         test = accuracy(model, loaders.test, device=recipe.device)
-        validation = None if trained is None else trained.validation_accuracy
+        validation = None if trained is None else trained.fit.validation_accuracy
         if validation is None:
             validation = accuracy(model, loaders.validation, device=recipe.device).value
         listener.say(f"{recipe.precision} test accuracy: {test.value:.2%} of {test.total} images")
         save_weights(model, run.path / WEIGHTS)
         exports = [export_run(recipe, model, loaders, run.exports, kind, listener) for kind in recipe.export]
         result = {
-            **_identity(recipe, arm or recipe.name, run.path),
+            **results.identity(recipe, arm or recipe.name, command or _command(run.path, start, data_root)),
+            "optimizer_derived": None if trained is None else trained.optimizer,
             "model": {"name": recipe.model.name, "parameters": float_size.parameters},
-            "data": recipe.data.model_dump(mode="json", include={"name", "augment", "label_noise", "options"})
-            | {split: len(getattr(data, split)) for split in ("train", "validation", "test")},
+            "data": results.images(recipe, data),
             "accuracy": {"test": test.value, "validation": validation, **before.values()},
-            "cost": _cost(trained),
-            "stopped": trained is not None and trained.stopped,
-            "size": _sizes(float_size, quantized_size),
+            "training_loss": None if trained is None else trained.fit.train_loss,
+            "cost": results.cost(None if trained is None else trained.fit),
+            "stopped": trained is not None and trained.fit.stopped,
+            "size": results.sizes(float_size, quantized_size),
+            "fused_quantizers": results.fused_calls() > fused_before,
             "exports": exports,
+            "provenance": results.provenance(recipe, run.path),
         }
         run.write_result(result)
         return result
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The content of a finished run's `result.json`.
-
-    Raises:
-        CheckpointError: missing or not JSON.
-    """
-    path = folder / "result.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(explain(str(path), error, "a finished run", "run `qat-vsam train` first")) from None
-    return content
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -208,6 +207,19 @@ def export_run(
     }
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A training that is done.
+
+    Attributes:
+        fit: what the loop returned.
+        optimizer: what the optimizer was, and what it derived from its options.
+    """
+
+    fit: FitResult
+    optimizer: dict[str, Any]
+
+
 def train_model(
     recipe: Recipe,
     model: nn.Module,
@@ -215,7 +227,7 @@ def train_model(
     run: RunFolder,
     listener: Listener,
     teacher: nn.Module | None = None,
-) -> FitResult | None:
+) -> Trained | None:
     """Train the model as the recipe says, or go on with the training that `run` holds; None for 0 epochs.
 
     With a teacher the labels are not looked at: the model learns to answer as it does, in evaluation mode, so that
@@ -230,10 +242,11 @@ def train_model(
         model.compile()  # in place: names of parameters stay, and copies for an export are not compiled
     total_steps = recipe.train.epochs * len(loaders.train)
     optimizer = build_optimizer(recipe, model, len(loaders.train))
+    described = describe_optimizer(optimizer, total_steps)
     with torch.random.fork_rng(devices=[recipe.device] if recipe.device.startswith("cuda") else []):
         # dropout and the like draw from torch's generator; checkpoints keep its state
         torch.manual_seed(recipe.seed)
-        return fit(
+        done = fit(
             model,
             optimizer,
             loaders.train if teacher is None else TeacherBatches(loaders.train, teacher),
@@ -251,6 +264,7 @@ def train_model(
             checkpoint_every_steps=recipe.train.checkpoint_every,
             on_event=listener.progress,
         )
+    return Trained(done, described)
 
 
 def _proof_inputs(loaders: assemble.Loaders) -> Tensor:
@@ -264,45 +278,11 @@ def _proof_inputs(loaders: assemble.Loaders) -> Tensor:
     return torch.cat(parts)
 
 
-def _identity(recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "name": recipe.name,
-        "arm": arm,
-        "label": recipe.label or recipe.name,
-        "seed": recipe.seed,
-        "precision": recipe.precision,
-        "target": recipe.quant.target if recipe.quant else None,
-        "kind": _kind(recipe),
-        "optimizer": recipe.optimizer.name if recipe.train.epochs else None,
-        "optimizer_options": recipe.optimizer.model_dump(mode="json", exclude={"name"}),
-        "epochs": recipe.train.epochs,
-        "ema": recipe.train.ema if recipe.train.epochs else None,
-        "command": f"qat-vsam train {folder / 'recipe.yaml'}",
-        "recipe_sha256": fingerprint(recipe),
-        "versions": describe_environment(torch.device(recipe.device))["versions"],
-    }
-
-
-def _sizes(before: Size, after: Size) -> dict[str, Any]:
-    return {
-        "float_bytes": before.float_bytes,
-        "packed_bytes": after.packed_bytes,
-        "bit_operations": after.bit_operations,
-    }
-
-
-def _kind(recipe: Recipe) -> str:
-    if recipe.train.epochs > 0:
-        return "trained"
-    return "post_training" if recipe.quant else "float_reference"
-
-
-def _cost(trained: FitResult | None) -> dict[str, Any]:
-    if trained is None:
-        return {}
-    counts = trained.ledger.to_dict()
-    return counts | {"gradient_evaluations_per_step": counts["gradient_evaluations"] / counts["steps"]}
+def _command(folder: Path, start: Path | None, data_root: Path | None) -> str:
+    words = ["qat-vsam", "train", str(folder / "recipe.yaml"), "--out", f"{folder}-again"]
+    words += [] if start is None else ["--start", str(start)]
+    words += [] if data_root is None else ["--data", str(data_root)]
+    return shlex.join(words)
 
 
 class _Baseline:

@@ -12,7 +12,9 @@ from qat_vsam.errors import NonFiniteError
 from qat_vsam.evaluate import accuracy
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.events import Listener
-from qat_vsam.recipes.train import read_result, train_model
+from qat_vsam.recipes.resolve import resolve
+from qat_vsam.recipes.result import SCHEMA, read_result, refuse_old_schema
+from qat_vsam.recipes.train import train_model
 from qat_vsam.train import RunFolder
 
 
@@ -35,6 +37,8 @@ def run_trial(recipe: Recipe, folder: str | Path, *, data_root: Path | None = No
         RunFolderError: the folder is in use, or belongs to another recipe.
     """
     assemble.check_names(recipe)
+    recipe = resolve(recipe)
+    refuse_old_schema(Path(folder))
     with RunFolder(folder, dump_yaml(recipe)) as run:
         if run.finished:
             return read_result(run.path)
@@ -47,14 +51,14 @@ def run_trial(recipe: Recipe, folder: str | Path, *, data_root: Path | None = No
             assemble.quantize_model(recipe, model, loaders.calibration)
         try:
             trained = train_model(recipe, model, loaders, run, Listener())
-            value = None if trained is None else trained.validation_accuracy
+            value = None if trained is None else trained.fit.validation_accuracy
             if value is None:
                 value = accuracy(model, loaders.validation, device=recipe.device).value
             diverged = False
         except NonFiniteError:
             value, diverged = 0.0, True
         result = {
-            "schema": 1,
+            "schema": SCHEMA,
             "validation_accuracy": value,
             "diverged": diverged,
             "recipe_sha256": fingerprint(recipe),

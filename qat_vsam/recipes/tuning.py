@@ -12,9 +12,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 from qat_vsam.config import Comparison, Section, dump_yaml, read_recipe_file
+from qat_vsam.recipes.cell import Cell
 from qat_vsam.recipes.events import Listener
-from qat_vsam.recipes.pool import Cell
-from qat_vsam.recipes.train import read_result
+from qat_vsam.recipes.resolve import resolve
+from qat_vsam.recipes.study import StudyFolder
 from qat_vsam.train import write_atomic
 from qat_vsam.validation import validate
 
@@ -55,17 +56,20 @@ class Tuning:
     Args:
         comparison: with or without a `tune` section.
         folder: of the comparison; trials go to `folder/tune/ARM/SETTING/seed-K`.
+        study: where trials may be finished already, and where `tuned.yaml` is kept; None: the folder keeps it.
 
     Attributes:
         total: how many trials are needed, or were made; some of them become known only later.
 
     Raises:
-        ConfigError: `folder/tuned.yaml` is not what was written there.
+        ConfigError: `tuned.yaml` is not what was written there.
     """
 
-    def __init__(self, comparison: Comparison, folder: Path) -> None:
+    def __init__(self, comparison: Comparison, folder: Path, study: StudyFolder | None = None) -> None:
         self._comparison = comparison
         self._folder = folder
+        self._study = study
+        self._file = (folder if study is None else study.path) / FILE
         self._tune = comparison.tune
         self._cells: dict[str, list[Cell]] = {}
         self._written = self._read()
@@ -145,14 +149,16 @@ class Tuning:
             name = setting_name(settings)
             for seed in self._seeds:
                 recipe = self._comparison.arm(arm, seed, self._over_beneath(arm, settings))
+                # what an arm is called in the report is no part of what a trial tells
+                recipe = resolve(recipe.model_copy(update={"label": None}))
                 folder = self._folder / FOLDER / arm / name / f"seed-{seed}"
-                cells.append(Cell(arm, seed, recipe, folder, setting=name))
+                cells.append(Cell(arm, seed, recipe, folder, setting=name, settings=settings, study=self._study))
         return cells
 
     def _measured(self, arm: str) -> list[TriedSetting]:
         results: dict[str | None, list[dict[str, Any]]] = {}
         for cell in self._cells[arm]:
-            results.setdefault(cell.setting, []).append(read_result(cell.folder))
+            results.setdefault(cell.setting, []).append(cell.result())
         trials = []
         for settings in self._settings_of(arm):
             own = results[setting_name(settings)]
@@ -162,7 +168,7 @@ class Tuning:
         return trials
 
     def _read(self) -> TunedFile | None:
-        path = self._folder / FILE
+        path = self._file
         return validate(TunedFile, read_recipe_file(path), prefix=(str(path),)) if path.exists() else None
 
     def _kept(self) -> dict[str, ArmChoice]:
@@ -179,9 +185,8 @@ class Tuning:
 
     def _write(self) -> None:
         """Keep the choices; a file of an earlier comparison's choices does not outlive them."""
-        path = self._folder / FILE
         if self._tune is None:
-            path.unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
             return
         shared = {
             arm: ArmChoice(same_as=source, chosen=self._choices[source].chosen)
@@ -190,7 +195,7 @@ class Tuning:
         }
         content = TunedFile(seeds=self._seeds, arms=self._choices | shared)
         if content != self._written:
-            write_atomic(path, dump_yaml(content).encode())
+            write_atomic(self._file, dump_yaml(content).encode())
             self._written = content
 
 

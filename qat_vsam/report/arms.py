@@ -7,44 +7,102 @@ width and target, and with full-precision SAM.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from qat_vsam.errors import InputError, explain
 from qat_vsam.report.arm import Arm
-from qat_vsam.report.costs import Cost, cost_of
+from qat_vsam.report.costs import Cost, Unit, cost_of, final_accuracy, reach_of, unit_of
 from qat_vsam.report.exports import known_mean, summarise_exports
-from qat_vsam.report.gains import with_established_gains
 from qat_vsam.report.names import FLOAT, precision_label, without_precision
 from qat_vsam.report.results import Results
 from qat_vsam.report.roles import method_of, with_roles
-from qat_vsam.report.statistics import Estimate, mean_interval, paired_difference, share_kept
+from qat_vsam.report.statistics import (
+    NOT_ESTABLISHED,
+    Estimate,
+    accuracy_interval,
+    mean_interval,
+    paired_difference,
+    ratio_of_gains,
+)
+from qat_vsam.report.verdicts import Judgement, Scores, judge
 
 # the order of the rows inside a precision: what costs nothing first, SAM last
 _RANK = ("float_reference", "post_training", "sgd", "split_sgd", "vsam", "other", "sam")
+PACKED = "packed"
 
 
 @dataclass(frozen=True)
-class _Peers:
-    """Test accuracy in % by seed of the arms that a group is measured against."""
+class _Study:
+    """What every row is worked out from."""
 
-    sgd: dict[int, float] | None
-    sam: dict[int, float] | None
-    split: dict[int, float] | None
-    float_sam: dict[int, float] | None
-    names: dict[str, str]
+    results: Results
+    frame: pd.DataFrame
+    unit: Unit | None
+    judgement: Judgement
+    accuracy: Mapping[str, dict[int, float]]
+    epochs: Mapping[str, pd.DataFrame]
+    exports: Mapping[str, pd.DataFrame]
+
+    def peer(self, group: str, role: str) -> str | None:
+        """The first arm of that role in a group."""
+        rows = self.frame[(self.frame["group"] == group) & (self.frame["role"] == role)]
+        return None if rows.empty else str(rows["arm"].iloc[0])
 
 
-def summarise(results: Results) -> list[Arm]:
+def summarise(results: Results, margin: float | None = None) -> list[Arm]:
     """One Arm per row of the table: float first, then the quantized groups; untrained rows first in each.
 
     Rows for the float net before training and for after-training quantization alone are added from what the
-    trained runs noted of them, where the comparison has no arm of its own for it.
+    trained runs noted of them, where the comparison has no arm of its own for it. What a quantized net of random
+    weights answers after calibration is no such row, for nobody would quantize it.
+
+    Args:
+        results: see `load_results`.
+        margin: within which an arm is equivalent to SAM, in points; None: a fifth of SAM's gain.
+
+    Raises:
+        InputError: no run was trained, or began from a trained net.
     """
-    frame = with_roles(results.runs, results.roles)
-    arms = [_summarise_arm(results, frame, name) for name in frame["arm"].unique()]
+    frame = with_roles(results.runs, results.comparison.roles)
+    frame = frame[~frame["arm"].isin(random_nets(results.runs))]
+    if frame.empty:
+        raise InputError(
+            explain("runs", "nets of random weights only", "a trained net", "train, or give the model a checkpoint")
+        )
+    rows_of = by_arm(frame)
+    accuracy = {arm: accuracy_by_seed(rows) for arm, rows in rows_of.items()}
+    scores = [
+        Scores(name, str(rows["group"].iloc[0]), str(rows["role"].iloc[0]), accuracy[name])
+        for name, rows in rows_of.items()
+        if rows["kind"].iloc[0] == "trained"
+    ]
+    study = _Study(
+        results=results,
+        frame=frame,
+        unit=unit_of(frame),
+        judgement=judge(scores, margin),
+        accuracy=accuracy,
+        epochs=by_arm(results.epochs),
+        exports=by_arm(results.exports),
+    )
+    arms = [_summarise_arm(study, name, rows) for name, rows in rows_of.items()]
     arms += _untrained_rows(frame, {(arm.group, arm.role) for arm in arms})
-    return with_established_gains(sorted(arms, key=_order))
+    best = {arm.name for group in dict.fromkeys(arm.group for arm in arms) if (arm := _best(arms, group)) is not None}
+    return [replace(arm, best=arm.name in best) for arm in sorted(arms, key=_order)]
+
+
+def by_arm(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each arm, in the order of the frame."""
+    return {str(arm): own for arm, own in rows.groupby("arm", sort=False)}
+
+
+def random_nets(runs: pd.DataFrame) -> list[str]:
+    """Arms that quantize a net which nobody trained: they had no checkpoint and trained nothing themselves."""
+    untrained = runs[(runs["kind"] == "post_training") & runs["float_before"].isna()]
+    return [str(arm) for arm in dict.fromkeys(untrained["arm"])]
 
 
 def accuracy_by_seed(rows: pd.DataFrame) -> dict[int, float]:
@@ -54,104 +112,123 @@ def accuracy_by_seed(rows: pd.DataFrame) -> dict[int, float]:
 
 
 def _order(arm: Arm) -> tuple[object, ...]:
-    bits = [int(number) for number in re.findall(r"\d+", arm.precision)]
-    # float first, then from many bits to few
     return (
         arm.precision != FLOAT,
-        [-b for b in bits],
+        by_bits(arm.precision),
         arm.group,
         _RANK.index(arm.role),
-        arm.cost or 0.0,
+        arm.gradients or 0.0,
         arm.name,
     )
 
 
-def _peers(frame: pd.DataFrame, group: str) -> _Peers:
-    def first(role: str, rows: pd.DataFrame) -> tuple[str, dict[int, float]] | None:
-        rows = rows[rows["role"] == role]
-        if rows.empty:
-            return None
-        name = rows["arm"].iloc[0]
-        return str(name), accuracy_by_seed(rows[rows["arm"] == name])
+def by_bits(precision: str) -> list[int]:
+    """A key that sorts bit widths from many bits to few.
 
-    own = frame[frame["group"] == group]
-    found = {
-        "sgd": first("sgd", own),
-        "sam": first("sam", own),
-        "split": first("split_sgd", own),
-        "float_sam": first("sam", frame[frame["precision"] == FLOAT]),
-    }
-    values = {key: pair[1] if pair else None for key, pair in found.items()}
-    return _Peers(**values, names={key: pair[0] for key, pair in found.items() if pair})
+    Example:
+        >>> sorted(["w2a2", "w4a4", "w8a8", "w4a8"], key=by_bits)
+        ['w8a8', 'w4a8', 'w4a4', 'w2a2']
+    """
+    return [-int(number) for number in re.findall(r"\d+", precision)]
 
 
-def _summarise_arm(results: Results, frame: pd.DataFrame, name: str) -> Arm:
-    rows = frame[frame["arm"] == name]
+def _best(arms: Sequence[Arm], group: str) -> Arm | None:
+    own = [arm for arm in arms if arm.group == group and arm.trained and arm.accuracy.value is not None]
+    return max(own, key=lambda arm: arm.accuracy.value or 0.0, default=None)
+
+
+def _summarise_arm(study: _Study, name: str, rows: pd.DataFrame) -> Arm:
     first = rows.iloc[0]
-    peers = _peers(frame, str(first["group"]))
-    own = accuracy_by_seed(rows)
-
-    def difference(peer: str, values: dict[int, float] | None) -> Estimate | None:
-        return None if values is None or peers.names[peer] == name else paired_difference(own, values)
-
+    group, precision = str(first["group"]), str(first["precision"])
+    own = study.accuracy[name]
     trained = first["kind"] == "trained"
-    sgd = frame[frame["arm"] == peers.names["sgd"]] if "sgd" in peers.names else None
-    cost = cost_of(rows, sgd, results.bench) if trained else Cost()
-    packed, floats = known_mean(rows["packed_bytes"]), known_mean(rows["float_bytes"])
-    return Arm(
+    peers = {role: study.peer(group, role) for role in ("sgd", "sam", "split_sgd")}
+    float_sam = study.peer(precision_label(FLOAT), "sam")
+
+    def difference(peer: str | None) -> Estimate | None:
+        return None if peer in (None, name) else paired_difference(own, study.accuracy[str(peer)])
+
+    cost = cost_of(rows, study.unit, study.results.bench) if trained else Cost()
+    judgement = study.judgement
+    exports = summarise_exports(study.exports.get(name, study.results.exports.head(0)))
+    file_bytes = {export.format: export.bytes for export in exports if export.bytes is not None}
+    floats = known_mean(rows["float_bytes"])
+    loss = [float(value) for value in pd.to_numeric(rows["training_loss"]).dropna()]
+    arm = Arm(
         name=name,
         label=str(first["label"]),
-        method=method_of(name, str(first["precision"])),
-        method_label=without_precision(str(first["label"]), str(first["precision"])),
-        precision=str(first["precision"]),
-        group=str(first["group"]),
+        method=method_of(name, precision),
+        method_label=without_precision(str(first["label"]), precision),
+        precision=precision,
+        group=group,
         role=str(first["role"]),
         seeds=tuple(sorted(own)),
-        accuracy=mean_interval([own[seed] for seed in sorted(own)]),
-        to_float_sam=difference("float_sam", peers.float_sam),
-        to_sam=difference("sam", peers.sam),
-        to_sgd=difference("sgd", peers.sgd) if trained else None,
-        to_split=difference("split", peers.split) if trained else None,
-        share=_share(peers, own, name, "sgd") if trained else None,
-        share_over_split=_share(peers, own, name, "split") if trained and peers.split is not None else None,
-        cost=cost.step,
-        run_cost=cost.run,
-        time_ratio=cost.step_time,
+        draws=max(1, int(rows["data_seed"].nunique())),
+        accuracy=accuracy_interval([own[seed] for seed in sorted(own)]),
+        training_loss=mean_interval(loss) if loss else None,
+        to_float_sam=difference(float_sam),
+        to_sam=difference(peers["sam"]),
+        to_sgd=difference(peers["sgd"]) if trained else None,
+        to_split=difference(peers["split_sgd"]) if trained else None,
+        verdict=judgement.verdicts.get(name),
+        sgd_word=judgement.sgd_words.get(name),
+        p_sgd=judgement.p_sgd.get(name),
+        gradients=cost.gradients,
+        run_gradients=cost.run_gradients,
+        step_time=cost.step_time,
         run_time=cost.run_time,
-        time_source=cost.source,
-        train_seconds=cost.seconds,
-        packed_bytes=packed,
-        size_ratio=packed / floats if packed is not None and floats else None,
-        exports=summarise_exports(results.exports[results.exports["arm"] == name]),
+        file_bytes=file_bytes,
+        size_ratio=file_bytes[PACKED] / floats if PACKED in file_bytes and floats else None,
+        exports=exports,
     )
+    if not trained or peers["sam"] is None:
+        return arm
+    none = study.results.epochs.head(0)
+    target = final_accuracy(study.epochs.get(peers["sam"], none))
+    arm = replace(arm, reach=reach_of(study.epochs.get(name, none), target, study.unit, cost.step_time))
+    return _with_shares(arm, study, peers["sgd"], peers["sam"], peers["split_sgd"])
 
 
-def _share(peers: _Peers, own: dict[int, float], name: str, control: str) -> Estimate | None:
-    """The share of SAM's gain over the control that an arm keeps; for the two of them it is a matter of words."""
-    base = getattr(peers, control)
-    if base is None or peers.sam is None:
-        if name in (peers.names.get("sgd"), peers.names.get("sam")):
+def _with_shares(arm: Arm, study: _Study, sgd: str | None, sam: str, split: str | None) -> Arm:
+    """The arm with the shares of SAM's gain that it keeps; for a reference they are a matter of words."""
+    accuracy, judgement = study.accuracy, study.judgement
+    own, gained, beyond = accuracy[arm.name], arm.group in judgement.gains, arm.group in judgement.split_gains
+
+    def share(over: str | None, base: str | None, established: bool) -> Estimate | None:
+        """Of the gain of SAM over `base`, what the arm gains over `over`."""
+        if over is None or base is None or arm.name in (over, base, sam):
             return None
-        return Estimate(None, note="no SAM of the same bits" if peers.sam is None else "no SGD of the same bits")
-    if name in (peers.names["sam"], peers.names[control]):
-        return Estimate(float(name == peers.names["sam"]), n=len(own), note="by definition")
-    return share_kept(own, base, peers.sam)
+        if not established:
+            return Estimate(None, n=len(own), note=NOT_ESTABLISHED)
+        return ratio_of_gains(own, accuracy[over], accuracy[sam], accuracy[base])
+
+    return replace(
+        arm,
+        share=share(sgd, sgd, gained),
+        share_over_split=share(split, split, beyond),
+        share_over_own_controls=share(split, sgd, gained),
+    )
 
 
 def _untrained_rows(frame: pd.DataFrame, present: set[tuple[str, str]]) -> list[Arm]:
     rows: list[Arm] = []
-    known = frame[frame["float_before"].notna()]
+    # a float accuracy from before is known just where the run began from a trained net
+    began_trained = frame[frame["float_before"].notna()]
+    known = began_trained
     if ((frame["kind"] == "trained") & (frame["precision"] == FLOAT)).any():
         # a net that is quantized after this comparison's own float training stands there already
         known = known[known["kind"] == "trained"]
     if not known.empty and not any(role == "float_reference" for _, role in present):
         rows.append(_untrained(known, "float_before", FLOAT, precision_label(FLOAT), "float_reference"))
-    known = frame[frame["calibrated"].notna() & (frame["kind"] == "trained") & (frame["precision"] != FLOAT)]
+    known = began_trained[
+        began_trained["calibrated"].notna()
+        & (began_trained["kind"] == "trained")
+        & (began_trained["precision"] != FLOAT)
+    ]
     for group, members in known.groupby("group", sort=True):
         if (group, "post_training") not in present:
-            rows.append(
-                _untrained(members, "calibrated", str(members["precision"].iloc[0]), str(group), "post_training")
-            )
+            precision = str(members["precision"].iloc[0])
+            rows.append(_untrained(members, "calibrated", precision, str(group), "post_training"))
     return rows
 
 
@@ -174,5 +251,5 @@ def _untrained(rows: pd.DataFrame, column: str, precision: str, group: str, role
         group=group,
         role=role,
         seeds=tuple(int(seed) for seed in by_seed.index),
-        accuracy=mean_interval([100 * float(value) for value in by_seed]),
+        accuracy=accuracy_interval([100 * float(value) for value in by_seed]),
     )

@@ -117,7 +117,7 @@ def spending(results: Results, arms: Sequence[Arm], palette: Palette) -> Figure 
 
 def crowded(arms: Sequence[Arm]) -> bool:
     """Whether some precision has more trained arms than a panel can show curves."""
-    groups = [arm.group for arm in arms if arm.cost is not None]
+    groups = [arm.group for arm in arms if arm.gradients is not None]
     return any(groups.count(group) > MOST_CURVES for group in groups)
 
 

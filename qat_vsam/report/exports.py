@@ -16,6 +16,8 @@ class Export:
         n: how many runs of the arm wrote it.
         agreement: the least argmax agreement of any of them with the trained model, in [0, 1].
         passed: True where every proof passed, None where there is none.
+        equal: True where every answer and every known code of every file is the trained model's; a proof may pass
+            without it, for it allows the rounding of a float sum to change one code or answer in a thousand.
         worst_layer: the layer that a failed proof named.
         bytes: size of the first file.
         accuracy, trained_accuracy: mean test accuracy in % of the files, and of the models behind them.
@@ -26,11 +28,19 @@ class Export:
     n: int
     agreement: float | None
     passed: bool | None
+    equal: bool | None
     worst_layer: str | None
     bytes: int | None
     accuracy: float | None
     trained_accuracy: float | None
     latency_ms: float | None
+
+    @property
+    def word(self) -> str:
+        """ "equal", "within the allowance", "DIFFERS" or "not proven"."""
+        if self.passed is None:
+            return "not proven"
+        return "DIFFERS" if not self.passed else "equal" if self.equal else "within the allowance"
 
 
 def summarise_exports(rows: pd.DataFrame) -> tuple[Export, ...]:
@@ -50,6 +60,7 @@ def summarise_exports(rows: pd.DataFrame) -> tuple[Export, ...]:
                 n=len(exports),
                 agreement=None if agreement.empty else float(agreement.min()),
                 passed=None if passed.empty else bool(passed.all()),
+                equal=None if passed.empty else bool(agreement.min() == 1 and exports["codes_equal"].all()),
                 worst_layer=None if failed.empty else str(failed.iloc[0]),
                 bytes=None if sizes.empty else int(sizes.iloc[0]),
                 accuracy=None if accuracy is None else 100 * accuracy,

@@ -57,15 +57,10 @@ def _plan(
     results: Results, arms: Sequence[Arm], palette: Palette
 ) -> list[tuple[str, str, str, Callable[[], Figure | None]]]:
     points = {
-        "cost": [(arm, arm.run_cost) for arm in arms if arm.run_cost is not None],
-        "time": [(arm, arm.run_time) for arm in arms if arm.run_time is not None],
+        "cost": [(arm, arm.run_gradients) for arm in arms if arm.run_gradients is not None],
+        "time": [(arm, time) for arm in arms if arm.run_time is not None and (time := arm.run_time.value) is not None],
     }
-    bench_only = all(arm.time_source == "bench" for arm, _ in points["time"])
-    clock = (
-        "step times measured interleaved in one process"
-        if bench_only
-        else "training seconds of the runs themselves where no interleaved measurement was at hand"
-    )
+    clock = "step times measured interleaved in one process"
     few = "" if not crowded(arms) else f" Of each precision {MOST_CURVES} arms at most: the references and the vSAMs, "
     return [
         (

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from qat_vsam.report import formats
 from qat_vsam.report.arm import Arm
 from qat_vsam.report.formats import TIMES, interval, p_text, share, signed
-from qat_vsam.report.gains import gain_established
 from qat_vsam.report.names import FLOAT
 from qat_vsam.report.statistics import CONFIDENCE
 
@@ -81,7 +80,7 @@ def _told(estimate: object) -> bool:
 
 def _headline(group: Sequence[Arm], main: Arm | None, sam: Arm | None) -> str:
     gain = sam.to_sgd if sam else None
-    if sam is not None and gain is not None and gain.low is not None and not gain_established(sam):
+    if sam is not None and gain is not None and gain.low is not None and sam.sgd_word != "better":
         return _gain(group)
     if main is not None and main.share is not None and main.share.value is not None:
         kept = share(main.share.value)
@@ -100,8 +99,9 @@ def _headline(group: Sequence[Arm], main: Arm | None, sam: Arm | None) -> str:
 
 
 def _price(arm: Arm) -> str:
-    cost = "at unknown cost" if arm.cost is None else f"at {arm.cost:.2f} gradient evaluations a step"
-    return cost if arm.time_ratio is None else f"{cost} and {arm.time_ratio:.2f} times SGD's time"
+    cost = "at unknown cost" if arm.gradients is None else f"at {arm.gradients:.2f} gradient evaluations a step"
+    time = None if arm.step_time is None else arm.step_time.value
+    return cost if time is None else f"{cost} and {time:.2f} times float32 SGD's time"
 
 
 def _gain(group: Sequence[Arm]) -> str:
@@ -113,12 +113,12 @@ def _gain(group: Sequence[Arm]) -> str:
         points = signed(sam.to_sgd.value)
         return f"At {where} SAM differs from SGD by {points} points ({interval(gain)})."
     numbers = f"{signed(sam.to_sgd.value)} points {interval(gain)}"
-    if gain_established(sam):
+    if sam.sgd_word == "better":
         return f"At {where} SAM gains {numbers} over SGD ({gain.n} seeds), {_price(sam)}."
     if gain.below_zero:
         return f"SAM did harm at {where}: {numbers} against SGD, {_price(sam)}."
-    if gain.above_zero and sam.p_holm is not None:
-        corrected = p_text(sam.p_holm)
+    if gain.above_zero and sam.p_sgd is not None:
+        corrected = p_text(sam.p_sgd)
         return f"SAM's gain at {where} is not established: {numbers} over SGD, {corrected} corrected, {_price(sam)}."
     return f"SAM did not pay at {where}: {numbers} over SGD, which cannot be told from zero, {_price(sam)}."
 
@@ -142,7 +142,7 @@ def _distance(arm: Arm) -> str:
 
 def _crowd(arms: Sequence[Arm]) -> str:
     """One sentence for many methods: which of them differ from SGD after the correction."""
-    certain = [arm for arm in arms if arm.p_holm is not None and arm.p_holm < 1 - CONFIDENCE]
+    certain = [arm for arm in arms if arm.p_sgd is not None and arm.p_sgd < 1 - CONFIDENCE]
     above = [arm.method_label for arm in certain if arm.to_sgd is not None and (arm.to_sgd.value or 0) > 0]
     below = [arm.method_label for arm in certain if arm.method_label not in above]
     parts = []
@@ -190,13 +190,11 @@ def _tiles(main: Arm | None, sam: Arm | None) -> tuple[Tile, ...]:
         tiles.append(Tile(share(main.share.value), "of SAM's gain kept", f"95 % {ends}"))
     elif main.accuracy.value is not None:
         tiles.append(Tile(f"{main.accuracy.value:.2f} %", "test accuracy", interval(main.accuracy, plus=False)))
-    if main.cost is not None:
-        beside = f"SAM {sam.cost:.2f}, SGD 1.00" if sam and sam.cost is not None else "SGD 1.00"
-        tiles.append(Tile(f"{main.cost:.2f}", "gradient evaluations a step", beside))
-    if main.time_ratio is not None:
-        beside = f"SAM {sam.time_ratio:.2f}" if sam and sam.time_ratio is not None else "SGD 1.00"
-        clock = "interleaved bench" if main.time_source == "bench" else "from training seconds"
-        tiles.append(Tile(f"{main.time_ratio:.2f} {TIMES}", "the time of an SGD step", f"{beside}, {clock}"))
+    if main.gradients is not None:
+        beside = f"SAM {sam.gradients:.2f}, SGD 1.00" if sam and sam.gradients is not None else "SGD 1.00"
+        tiles.append(Tile(f"{main.gradients:.2f}", "gradient evaluations a step", beside))
+    if main.step_time is not None and main.step_time.value is not None:
+        tiles.append(Tile(f"{main.step_time.value:.2f} {TIMES}", "the time of a float32 SGD step", "interleaved bench"))
     if main.size_ratio is not None:
         tiles.append(Tile(f"{main.size_ratio:.2f}", "of the float model's size", main.group))
     return tuple(tiles)

@@ -9,19 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qat_vsam.errors import InputError, explain
-from qat_vsam.report.arms import summarise
 from qat_vsam.report.figures import Drawing, draw_figures
 from qat_vsam.report.findings import find
+from qat_vsam.report.frames import arms_frame, runs_frame
 from qat_vsam.report.palette import Palette
-from qat_vsam.report.protocol import caveats, option_lines, protocol
-from qat_vsam.report.results import load_results
+from qat_vsam.report.study import load_study
 from qat_vsam.report.tables import (
     Table,
-    arms_frame,
     choices_table,
     gains_table,
     methods_table,
-    runs_frame,
     shipping_table,
 )
 
@@ -30,7 +27,7 @@ def build_report(
     runs: Path | Sequence[Path],
     out: Path,
     *,
-    title: str,
+    title: str | None = None,
     bench: Path | None = None,
     command: str = "",
     description: str = "",
@@ -55,33 +52,42 @@ def build_report(
     Raises:
         InputError: there is nothing to report, a result is broken, or `out` cannot be written.
     """
-    results = load_results(runs, bench)
-    arms = summarise(results)
+    study = load_study(runs, title=title, description=description or None, notes=notes or None, command=command, bench=bench)
+    results, arms = study.results, list(study.arms)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         drawings = draw_figures(results, arms, out / "figures")
         content = {
-            "title": title,
+            "title": study.title,
             "description": description,
             "findings": find(arms),
             "tables": _told(methods_table(arms), gains_table(arms)),
             "details": _told(choices_table(results.choices, arms), shipping_table(arms)),
             "palette": Palette.of(arms),
             "figures": [(drawing, _data_address(drawing)) for drawing in drawings],
-            "protocol": protocol(results, arms, command),
-            "options": option_lines(results, arms),
-            "caveats": caveats(results, arms, notes),
+            "protocol": study.protocol,
+            "options": study.options,
+            "caveats": [*study.warnings, *study.caveats],
         }
         _write(out / "summary.md", _render("summary.md.jinja", content))
-        _write(out / "results.csv", runs_frame(results, arms).to_csv(index=False, lineterminator="\n"))
+        _write(out / "results.csv", runs_frame(results).to_csv(index=False, lineterminator="\n"))
         _write(out / "arms.csv", arms_frame(arms).to_csv(index=False, lineterminator="\n"))
+        if not study.trials.empty:
+            _write(out / "trials.csv", study.trials.to_csv(index=False, lineterminator="\n"))
         _write(out / "index.html", _render("index.html.jinja", content))
     except OSError as error:
         raise InputError(
             explain(str(out), error.strerror or error, "a folder that can be written", "choose another --out")
         ) from error
     return out / "index.html"
+
+
+def build_all(root: Path) -> Path:
+    """Rebuilds every study below a folder (a stand-in: without their index)."""
+    for runs in sorted(root.rglob("runs.jsonl")):
+        build_report(runs.parent, runs.parent)
+    return root / "index.html"
 
 
 def _told(*tables: Table) -> list[Table]:

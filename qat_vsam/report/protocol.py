@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from qat_vsam.report.arm import Arm
+from qat_vsam.report.arms import random_nets
+from qat_vsam.report.costs import unit_of
 from qat_vsam.report.results import Results
 from qat_vsam.report.roles import reference_notes, with_roles
+from qat_vsam.report.verdicts import FEWEST_SEEDS
 
 
 def protocol(results: Results, arms: Sequence[Arm], command: str) -> list[tuple[str, str]]:
@@ -39,20 +42,22 @@ def protocol(results: Results, arms: Sequence[Arm], command: str) -> list[tuple[
     targets = sorted({str(target) for target in runs["target"].dropna()})
     if targets:
         lines.append(("Target", ", ".join(targets)))
-    lines += [("Versions", ", ".join(f"{k} {v}" for k, v in sorted(_versions(results).items())))]
-    machine = [
-        f"{key} {results.environment[key]}" if key == "threads" else str(results.environment[key])
-        for key in ("processor", "device", "threads", "platform")
-        if results.environment.get(key) not in (None, "")
+    said = results.provenance
+    versions = {"qat-vsam": said.packages, **said.versions}
+    lines += [
+        ("Versions", ", ".join(f"{name} {' and '.join(values)}" for name, values in versions.items() if values)),
+        ("Code", "commit " + ", ".join(said.commits) if said.commits else ""),
+        ("Machine", "; ".join(said.machines)),
+        ("Finished", said.date or ""),
     ]
-    if machine:
-        lines.append(("Machine", ", ".join(machine)))
     if results.bench is not None:
-        parts = ["steps of all arms in turn, in one process"]
+        parts = [f"steps of all arms in turn, in one process, in units of a {results.bench.unit}"]
+        if results.bench.unit_ms is not None:
+            parts.append(f"which takes {results.bench.unit_ms:.3g} ms")
         if results.bench.threads is not None:
             parts.append(f"{results.bench.threads} thread" + ("" if results.bench.threads == 1 else "s"))
         if results.bench.repeats is not None:
-            parts.append(f"medians of {results.bench.repeats}")
+            parts.append(f"medians of {results.bench.repeats} rounds")
         lines.append(("Step times", ", ".join(parts)))
     commands = [text for text in dict.fromkeys(runs["command"].dropna()) if text]
     command = command or (commands[0] if len(commands) == 1 else "")
@@ -62,94 +67,109 @@ def protocol(results: Results, arms: Sequence[Arm], command: str) -> list[tuple[
 
 
 def option_lines(results: Results, arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """The optimizer's options of each arm, as `key value` pairs."""
+    """All options of each arm's optimizer as `key value` pairs, and what it derived from them."""
     lines = []
     for arm in arms:
-        options = results.options.get(arm.name) or {}
-        if options:
-            lines.append((arm.label, ", ".join(f"{key} {_plain(value)}" for key, value in sorted(options.items()))))
+        options = dict(results.options.get(arm.name) or {})
+        derived = options.pop("derived", None)
+        text = ", ".join(f"{key} {_plain(value)}" for key, value in sorted(options.items()))
+        if isinstance(derived, Mapping):
+            text += "; which made " + ", ".join(f"{key} {_plain(value)}" for key, value in derived.items())
+        if text:
+            lines.append((arm.label, text))
     return lines
 
 
-def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list[str]:
-    """The user's own notes first, then what the data itself calls for."""
-    runs = results.runs
-    lines = list(notes)
-    seeds = {len(arm.seeds) for arm in arms}
-    if max(seeds) == 1:
-        lines.append("One seed per arm: the differences are single observations and carry no interval.")
-    else:
-        lines.append(
-            "Intervals are 95 %, Student's t over seeds; differences and shares are paired by seed (shares "
-            "by Fieller's method). They cover the choice of seed, not of another dataset, net or radius rho."
-        )
-        if min(seeds) != max(seeds):
-            lines.append("Arms have different numbers of seeds; each difference uses the seeds that both arms have.")
-    lines += _families(arms)
-    images = pd.to_numeric(runs["test_images"]).dropna()
-    if not images.empty:
-        lines.append(f"One test image is {100 / images.max():.2g} points of accuracy.")
-    lines.append(
-        "Gradient evaluations are a count, not a time: small tensors and extra passes cost more than their share."
-    )
-    if any(arm.role == "split_sgd" for arm in arms):
-        lines.append(
-            "A method that splits the batch also splits batch norm's batch, which alone changes accuracy: "
-            "its own merit is its difference to the split control."
-        )
-    if any(arm.time_source == "training" for arm in arms):
-        lines.append(
-            "Time ratios marked “from training” are medians over seeds of the runs' own clocks, at different moments "
-            "and under different load; `qat-vsam bench` measures them in turn."
-        )
-    if "simulated" in set(runs["target"].dropna()):
-        lines.append(
-            "Target “simulated”: accuracies are of the fake-quantized model; what the export itself reaches "
-            "stands in its own table."
-        )
-    lines += reference_notes(with_roles(runs, results.roles))
-    lines += _mixed_options(runs)
+def warnings(results: Results, arms: Sequence[Arm]) -> list[str]:
+    """What a reader must know before anything else; too few seeds come first."""
+    lines = []
+    trained = [arm for arm in arms if arm.trained]
+    most = max((len(arm.seeds) for arm in trained), default=FEWEST_SEEDS)
+    if most < FEWEST_SEEDS:
+        lines.append(f"{most} seed{'' if most == 1 else 's'}: no difference can be established.")
+    elif few := [arm.label for arm in trained if len(arm.seeds) < FEWEST_SEEDS]:
+        lines.append(f"Fewer than {FEWEST_SEEDS} seeds, so nothing can be established of: {'; '.join(few)}.")
+    failed = [f"{arm.label} ({export.format})" for arm in arms for export in arm.exports if export.passed is False]
+    if failed:
+        lines.append(f"Exports that do NOT compute what was trained: {'; '.join(failed)}.")
     if results.unfinished:
         names = ", ".join(results.unfinished[:8]) + (" ..." if len(results.unfinished) > 8 else "")
         lines.append(f"{len(results.unfinished)} runs are not finished and not counted: {names}.")
     return lines
 
 
-def _families(arms: Sequence[Arm]) -> list[str]:
-    tested = [arm for arm in arms if arm.p_holm is not None]
-    if not tested:
-        return []
-    sam = sum(arm.role == "sam" for arm in tested)
-    parts = [f"{sam} of SAM's own gain"] if sam else []
-    parts += [f"{len(tested) - sam} of the other arms"] if len(tested) > sam else []
-    lines = [f"p-values against SGD are two-sided and Holm-corrected within their family: {', '.join(parts)}."]
-    if any(arm.share is not None for arm in arms):
+def caveats(results: Results, arms: Sequence[Arm], notes: Sequence[str]) -> list[str]:
+    """The user's own notes first, then what the data itself calls for."""
+    runs = with_roles(results.runs, results.comparison.roles)
+    lines = list(notes)
+    seeds = {len(arm.seeds) for arm in arms}
+    if max(seeds) == 1:
+        lines.append("One seed per arm: the differences are single observations and carry no interval.")
+    else:
+        lines += [
+            "Intervals are 95 %, Student's t over seeds; differences and shares are paired by seed (shares "
+            "by Fieller's method). Those of an accuracy are cut at 0 and 100 %.",
+            coverage(arms),
+        ]
+        if min(seeds) != max(seeds):
+            lines.append("Arms have different numbers of seeds; each difference uses the seeds that both arms have.")
+    lines += _claims(arms)
+    images = pd.to_numeric(runs["test_images"]).dropna()
+    if not images.empty:
+        lines.append(f"One test image is {100 / images.max():.2g} points of accuracy.")
+    lines.append(
+        "Gradient evaluations are a count, not a time: small tensors and extra passes cost more than their share."
+    )
+    unit = unit_of(runs)
+    if unit is not None and unit.note:
+        lines.append(unit.note)
+    if results.bench is None and any(arm.trained for arm in arms):
         lines.append(
-            "A share of SAM's gain is shown only where that gain is itself significant after the correction; elsewhere "
-            "the difference to the control stands in its place."
+            "No step times: the arms were not timed in turn, and the clocks of the runs themselves are no measure."
         )
+    if any(arm.role == "split_sgd" for arm in arms):
+        lines.append(
+            "A method that splits the batch also splits batch norm's batch, which alone changes accuracy: "
+            "its own merit is its difference to the split control."
+        )
+    if "simulated" in set(runs["target"].dropna()):
+        lines.append(
+            "Target “simulated”: accuracies are of the fake-quantized model; what the export itself reaches "
+            "stands in its own table."
+        )
+    if random := random_nets(runs):
+        lines.append(f"Left out, for they quantize a net that nobody trained: {', '.join(random)}.")
+    lines += reference_notes(runs)
+    return [*lines, *results.marks]
+
+
+def coverage(arms: Sequence[Arm]) -> str:
+    """Which of the two an interval covers: the choice of the seed, or that of the data as well."""
+    trained = [arm for arm in arms if arm.trained]
+    if trained and all(arm.draws > 1 for arm in trained):
+        return (
+            "They cover the choice of seed and the draw of the training data: every seed drew its own. They do not "
+            "cover another task or net."
+        )
+    drawn = [arm.label for arm in trained if arm.draws > 1]
+    some = f", but for {'; '.join(drawn)}, whose seeds drew their own" if drawn else ""
+    return f"They cover the choice of seed alone: all seeds saw one draw of the data{some}."
+
+
+def _claims(arms: Sequence[Arm]) -> list[str]:
+    if not any(arm.verdict is not None or arm.p_sgd is not None for arm in arms):
+        return []
+    lines = [
+        "Words (better, equivalent, worse) and p-values are corrected over all claims of this page as one family "
+        "(Holm), at 5 %. The intervals are not corrected, so one may lie beyond zero where nothing is established."
+    ]
+    margins = {arm.group: arm.verdict.margin for arm in arms if arm.verdict is not None and arm.verdict.margin}
+    if margins:
+        told = ", ".join(f"{margin:.2f} points at {group}" for group, margin in margins.items())
+        lines.append(f"Equivalent to SAM means: surely within the margin, {told}.")
+    if any(arm.share is not None for arm in arms):
+        lines.append("A share of SAM's gain is shown only where that gain is itself established.")
     return lines
-
-
-def _mixed_options(runs: pd.DataFrame) -> list[str]:
-    lines = []
-    for arm, rows in runs.groupby("arm", sort=True):
-        # the schedule's own generator is seeded by the run
-        variants = {
-            json.dumps({k: v for k, v in json.loads(text).items() if k != "seed"}, sort_keys=True)
-            for text in rows["optimizer_options"]
-        }
-        if len(variants) > 1:
-            lines.append(f"The seeds of arm {arm} were trained with {len(variants)} different sets of options.")
-    return lines
-
-
-def _versions(results: Results) -> dict[str, str]:
-    inside = results.environment.get("versions")
-    found = {str(k): str(v) for k, v in inside.items()} if isinstance(inside, dict) else {}
-    if results.environment.get("python"):
-        found["python"] = str(results.environment["python"])
-    return {**found, **results.versions}
 
 
 def _parameters(values: pd.Series) -> str:

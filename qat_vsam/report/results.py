@@ -1,4 +1,4 @@
-"""Reads run folders into frames: one row per run, per export, per logged step and per epoch.
+"""Reads the runs of a study into frames: one row per run, per export, per logged step, per epoch and per trial.
 
 Everything is checked here, once, so that statistics, tables and figures work on sound numbers.
 """
@@ -9,20 +9,28 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.report.choices import Choice, read_choices
-from qat_vsam.report.roles import read_roles
-from qat_vsam.report.schema import BenchRecord, EpochRecord, RunRecord, StepRecord
+from qat_vsam.report.comparison import ComparisonFile, read_comparison
+from qat_vsam.report.provenance import Provenance, between_arms, check_comparable, provenance_of
+from qat_vsam.report.records import RESULT, RUNS, Record, read_records, record_of
+from qat_vsam.report.schema import (
+    BenchRecord,
+    EpochRecord,
+    RunRecord,
+    StepRecord,
+    TrialRecord,
+    check,
+    read_json,
+)
 
-RESULT = "result.json"
 TRIALS = "tune"
 BENCH = "bench.json"
-Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,15 @@ class Results:
     Attributes:
         runs: one row per run, ordered by arm and seed; accuracies are fractions.
         exports: one row per run and export format.
-        steps: the "step" lines of every metrics.jsonl, with the columns arm and seed.
+        steps: the "step" lines of every run, with the columns arm and seed.
         epochs: the "epoch" lines, likewise.
-        options: the optimizer's options of each arm (of its first seed).
-        versions: library versions of the first run.
-        environment: what the first run's environment.json says of the machine (empty without that file).
+        trials: one row per trial and setting, with the setting as a mapping.
+        options: the optimizer's options of each arm, and what it derived from them.
+        provenance: commits, versions, machines and date of the runs.
+        marks: sentences on what sets runs or arms apart that a reader would take to be made alike.
         bench: interleaved step times, or None.
-        unfinished: names of seed folders that hold no result yet.
-        roles: arm -> role, where a comparison says it.
+        unfinished: names of runs that the comparison wants and that hold no result yet.
+        comparison: what the study's comparison.yaml says; empty without one.
         choices: how settings were chosen by trials, where they were.
     """
 
@@ -47,12 +56,13 @@ class Results:
     exports: pd.DataFrame
     steps: pd.DataFrame
     epochs: pd.DataFrame
+    trials: pd.DataFrame
     options: dict[str, dict[str, Any]]
-    versions: dict[str, str]
-    environment: dict[str, Any]
+    provenance: Provenance
+    marks: tuple[str, ...]
     bench: BenchRecord | None
     unfinished: tuple[str, ...]
-    roles: dict[str, str]
+    comparison: ComparisonFile
     choices: tuple[Choice, ...]
 
 
@@ -60,78 +70,64 @@ def load_results(runs: Path | Sequence[Path], bench: Path | None = None) -> Resu
     """Reads every finished run below `runs`.
 
     Args:
-        runs: a comparison folder (ARM/seed-K/result.json below it, bench.json in it), or single run folders.
+        runs: a study folder (`runs.jsonl`, or else ARM/seed-K/result.json below it; comparison.yaml, tuned.yaml and
+            bench.json in it), or single run folders.
         bench: a bench.json to use in place of the folder's own.
 
     Raises:
-        InputError: a folder is missing or holds no result; a file is broken or holds an impossible value;
-            an arm has one seed twice; the runs are of different models or datasets.
+        InputError: a folder is missing or holds no result; a file is broken or holds an impossible value; an arm has
+            one seed twice; runs that would be compared differ in model or data.
     """
     roots = [Path(runs)] if isinstance(runs, str | Path) else [Path(root) for root in runs]
-    folders = sorted({folder.resolve(): folder for root in roots for folder in _run_folders(root)}.values())
-    if not folders:
+    found = {where: record for root in roots for where, record in _records(root).items()}
+    counted = [(where, record) for where, record in found.items() if record.trial is None]
+    if not counted:
         where = ", ".join(str(root) for root in roots) or "no folder"
         raise InputError(
             explain(
                 "runs",
                 f"{where} without any {RESULT}",
-                f"a run folder, or a comparison folder with ARM/seed-K/{RESULT} below it",
+                f"a run folder, or a study folder with {RUNS} in it or ARM/seed-K/{RESULT} below it",
                 "finish a run with `qat-vsam train` or `qat-vsam compare` first",
             )
         )
-    records = {folder: read_json(folder / RESULT, RunRecord) for folder in folders}
-    ordered = sorted(records.items(), key=lambda item: (item[1].arm, item[1].seed))
-    _check_comparable(ordered)
-    first_folder, first = ordered[0]
-    steps, epochs = _read_all_metrics(ordered)
+    read = [(where, check(record.result, RunRecord, where), record) for where, record in counted]
+    read.sort(key=lambda item: (item[1].arm, item[1].seed))
+    ordered = [(where, run) for where, run, _ in read]
+    comparison = read_comparison(roots)
+    check_comparable(ordered, comparison.differing)
+    steps = [_lines(run, record.steps, StepRecord) for _, run, record in read]
+    epochs = [_lines(run, record.epochs, EpochRecord) for _, run, record in read]
     options: dict[str, dict[str, Any]] = {}
-    for _, record in ordered:
-        options.setdefault(record.arm, record.optimizer_options)
+    for _, run in ordered:
+        options.setdefault(
+            run.arm, {**run.optimizer_options, **({"derived": d} if (d := run.optimizer_derived) else {})}
+        )
+    provenance = provenance_of(ordered)
     return Results(
-        runs=pd.DataFrame([_run_row(record) for _, record in ordered]),
-        exports=_frame([row for _, record in ordered for row in _export_rows(record)], _EXPORT_COLUMNS),
-        steps=steps,
-        epochs=epochs,
+        runs=pd.DataFrame([_run_row(run) for _, run in ordered]),
+        exports=_frame([row for _, run in ordered for row in _export_rows(run)], _EXPORT_COLUMNS),
+        steps=_frame([row for rows in steps for row in rows], ("arm", "seed", *StepRecord.model_fields)),
+        epochs=_frame([row for rows in epochs for row in rows], ("arm", "seed", *EpochRecord.model_fields)),
+        trials=_frame(
+            [_trial_row(where, record) for where, record in found.items() if record.trial is not None],
+            ("arm", "seed", "settings", "validation_accuracy", "diverged"),
+        ),
         options=options,
-        versions=dict(first.versions),
-        environment=_read_environment(first_folder),
+        provenance=provenance,
+        marks=(*between_arms(ordered), *provenance.marks),
         bench=_find_bench(roots, bench),
-        unfinished=tuple(name for root in roots for name in _unfinished(root)),
-        roles=read_roles(roots),
+        unfinished=_unfinished(roots, comparison, [(run.arm, run.seed) for _, run in ordered]),
+        comparison=comparison,
         choices=read_choices(roots),
     )
 
 
-def read_json(path: Path, record: type[Record]) -> Record:
-    """Reads and checks one JSON file.
-
-    Raises:
-        InputError: in one line, the file, the key, what it holds and what it should.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return record.model_validate(json.loads(text))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            explain(str(path), f"{type(error).__name__}", "a readable file", "check the path and its rights")
-        ) from error
-    except ValueError as error:
-        raise InputError(_describe(str(path), error)) from error
-
-
-def _describe(where: str, error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        got = "nothing" if problem["type"] == "missing" else repr(problem["input"])
-        got = got if len(got) <= 60 else got[:57] + "..."
-        expected = "a value" if problem["type"] == "missing" else problem["msg"].removeprefix("Input should be ")
-        where = f"{where}: {key}" if key else where
-        return explain(where, got, expected, "run that arm again, or leave its folder out")
-    if isinstance(error, json.JSONDecodeError):
-        got = f"no JSON at line {error.lineno}, column {error.colno}"
-        return explain(where, got, "a whole JSON document", "run that arm again, or leave its folder out")
-    return explain(where, str(error), "a sound file", "run that arm again, or leave its folder out")
+def _records(root: Path) -> dict[str, Record]:
+    """Where each record was read, and the record."""
+    if (root / RUNS).is_file():
+        return {f"{root / RUNS}: {'/'.join(map(str, record.key))}": record for record in read_records(root / RUNS)}
+    return {str(folder.resolve() / RESULT): record_of(folder) for folder in _run_folders(root)}
 
 
 def _run_folders(root: Path) -> list[Path]:
@@ -143,73 +139,59 @@ def _run_folders(root: Path) -> list[Path]:
         return [root]
     # trials are no runs of the comparison: they have a validation accuracy and nothing else
     found = [path.parent for path in root.rglob(RESULT)]
-    return [folder for folder in found if folder.relative_to(root).parts[0] != TRIALS]
+    return sorted(folder for folder in found if folder.relative_to(root).parts[0] != TRIALS)
 
 
-def _unfinished(root: Path) -> list[str]:
-    seeds = sorted(folder for folder in root.glob("*/seed-*") if folder.is_dir())
-    return [f"{folder.parent.name}/{folder.name}" for folder in seeds if not (folder / RESULT).exists()]
+def _unfinished(roots: Sequence[Path], comparison: ComparisonFile, known: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """Runs that the comparison asks for, or that have begun, without a result."""
+    asked = [(arm, seed) for arm in comparison.arms for seed in range(comparison.seeds or 0)]
+    names = [f"{arm}/seed-{seed}" for arm, seed in asked if (arm, seed) not in set(known)]
+    for root in roots:
+        begun = sorted(folder for folder in root.glob("*/seed-*") if folder.is_dir() and not (root / RUNS).is_file())
+        names += [f"{folder.parent.name}/{folder.name}" for folder in begun if not (folder / RESULT).exists()]
+    return tuple(dict.fromkeys(names))
 
 
-def _check_comparable(ordered: Sequence[tuple[Path, RunRecord]]) -> None:
-    seen: dict[tuple[str, int], Path] = {}
-    for folder, record in ordered:
-        twin = seen.setdefault((record.arm, record.seed), folder)
-        if twin is not folder:
-            raise InputError(
-                explain(
-                    f"seed {record.seed} of arm {record.arm}",
-                    f"{twin} and {folder}",
-                    "one run per arm and seed",
-                    "leave one of them out",
-                )
-            )
-    for key in ("model", "data"):
-        names = sorted({getattr(record, key).name for _, record in ordered})
-        if len(names) > 1:
-            raise InputError(
-                explain(key, ", ".join(names), "one and the same in every run", "write a report for each of them")
-            )
-    for arm in sorted({record.arm for _, record in ordered}):
-        traits = {(r.precision, r.kind, r.optimizer) for _, r in ordered if r.arm == arm}
-        if len(traits) > 1:
-            raise InputError(
-                explain(
-                    f"arm {arm}",
-                    f"runs of {len(traits)} precisions, kinds or optimizers",
-                    "runs that differ in their seed only",
-                    "give the others an arm name of their own",
-                )
-            )
-
-
-def _run_row(record: RunRecord) -> dict[str, Any]:
+def _run_row(run: RunRecord) -> dict[str, Any]:
+    said = run.provenance
     return {
-        "name": record.name,
-        "arm": record.arm,
-        "label": record.label,
-        "seed": record.seed,
-        "precision": record.precision,
-        "target": record.target,
-        "kind": record.kind,
-        "optimizer": record.optimizer,
-        "test_accuracy": record.accuracy.test,
-        "validation_accuracy": record.accuracy.validation,
-        "float_before": record.accuracy.float_before,
-        "calibrated": record.accuracy.calibrated,
-        **record.cost.model_dump(),
-        **record.size.model_dump(),
-        "epochs": record.epochs,
-        "model": record.model.name,
-        "parameters": record.model.parameters,
-        "data": record.data.name,
-        "train_images": record.data.train,
-        "validation_images": record.data.validation,
-        "test_images": record.data.test,
-        "command": record.command,
-        "recipe_sha256": record.recipe_sha256,
-        "optimizer_options": json.dumps(record.optimizer_options, sort_keys=True),
+        "name": run.name,
+        "arm": run.arm,
+        "label": run.label,
+        "seed": run.seed,
+        "precision": run.precision,
+        "target": run.target,
+        "kind": run.kind,
+        "optimizer": run.optimizer,
+        "test_accuracy": run.accuracy.test,
+        "validation_accuracy": run.accuracy.validation,
+        "float_before": run.accuracy.float_before,
+        "calibrated": run.accuracy.calibrated,
+        "training_loss": run.training_loss,
+        **run.cost.model_dump(),
+        **run.size.model_dump(),
+        "epochs": run.epochs,
+        "model": run.model.name,
+        "parameters": run.model.parameters,
+        "data": run.data.name,
+        "data_seed": run.data.seed,
+        "augment": run.data.augment,
+        "label_noise": run.data.label_noise,
+        "data_options": _json(run.data.options),
+        "train_images": run.data.train,
+        "validation_images": run.data.validation,
+        "test_images": run.data.test,
+        "command": run.command,
+        "recipe_sha256": run.recipe_sha256,
+        "optimizer_options": _json(run.optimizer_options),
+        "optimizer_derived": None if run.optimizer_derived is None else _json(run.optimizer_derived),
+        **said.model_dump(exclude={"versions"}),
+        **{f"version_{library}": version for library, version in sorted(said.versions.items())},
     }
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
 
 
 _EXPORT_COLUMNS = (
@@ -221,6 +203,7 @@ _EXPORT_COLUMNS = (
     "trained_accuracy",
     "latency_ms",
     "argmax_agreement",
+    "codes_equal",
     "passed",
     "worst_layer",
     "runtime",
@@ -228,60 +211,44 @@ _EXPORT_COLUMNS = (
 )
 
 
-def _export_rows(record: RunRecord) -> list[dict[str, Any]]:
+def _export_rows(run: RunRecord) -> list[dict[str, Any]]:
     return [
         {
-            "arm": record.arm,
-            "seed": record.seed,
+            "arm": run.arm,
+            "seed": run.seed,
             "format": export.format,
             "bytes": export.bytes,
             "test_accuracy": export.test_accuracy,
-            "trained_accuracy": record.accuracy.test,
+            "trained_accuracy": run.accuracy.test,
             "latency_ms": export.latency_ms,
             "argmax_agreement": export.proof.argmax_agreement,
+            "codes_equal": export.proof.codes_equal,
             "passed": export.proof.passed,
             "worst_layer": export.proof.worst_layer,
             "runtime": export.proof.runtime,
             "inputs": export.proof.inputs,
         }
-        for export in record.exports
+        for export in run.exports
     ]
 
 
-def _read_all_metrics(ordered: Iterable[tuple[Path, RunRecord]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    rows: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": []}
-    kinds: dict[str, type[BaseModel]] = {"step": StepRecord, "epoch": EpochRecord}
-    for folder, record in ordered:
-        path = folder / "metrics.jsonl"
-        if not path.is_file():
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                content = json.loads(line)
-                kind = content.get("kind") if isinstance(content, dict) else None
-                if kind not in kinds:
-                    continue
-                values = kinds[kind].model_validate(content).model_dump()
-            except ValueError as error:
-                raise InputError(_describe(f"{path}, line {number}", error)) from error
-            rows[kind].append({"arm": record.arm, "seed": record.seed, **values})
-    columns = {kind: ("arm", "seed", *model.model_fields) for kind, model in kinds.items()}
-    return _frame(rows["step"], columns["step"]), _frame(rows["epoch"], columns["epoch"])
+def _trial_row(where: str, record: Record) -> dict[str, Any]:
+    trial = check(record.result, TrialRecord, where)
+    return {
+        "arm": record.arm,
+        "seed": record.seed,
+        "settings": record.settings or {},
+        "validation_accuracy": trial.validation_accuracy,
+        "diverged": trial.diverged,
+    }
+
+
+def _lines(run: RunRecord, lines: Sequence[dict[str, Any]], kind: type[BaseModel]) -> list[dict[str, Any]]:
+    return [{"arm": run.arm, "seed": run.seed, **kind.model_validate(line).model_dump()} for line in lines]
 
 
 def _frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns))
-
-
-def _read_environment(folder: Path) -> dict[str, Any]:
-    path = folder / "environment.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(_describe(str(path), error)) from error
-    return content if isinstance(content, dict) else {}
 
 
 def _find_bench(roots: Sequence[Path], bench: Path | None) -> BenchRecord | None:

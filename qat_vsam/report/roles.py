@@ -7,12 +7,9 @@ compared and no references.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
-from qat_vsam.errors import ConfigError, InputError
-from qat_vsam.recipe_file import read_recipe_file
 from qat_vsam.report.names import FLOAT, precision_label, without_precision
 
 REFERENCES = ("sgd", "sam", "split_sgd")
@@ -42,24 +39,6 @@ def role_of(arm: str, precision: str, optimizer: str | None = None) -> str:
         ('sam', 'other', 'vsam')
     """
     return _BY_NAME.get(method_of(arm, precision), "vsam" if optimizer == "vsam" else "other")
-
-
-def read_roles(roots: Sequence[Path]) -> dict[str, str]:
-    """Arm -> role, as far as the comparisons in these folders say it.
-
-    Raises:
-        InputError: a comparison.yaml is broken.
-    """
-    roles: dict[str, str] = {}
-    for path in (root / "comparison.yaml" for root in roots):
-        if not path.is_file():
-            continue
-        try:
-            arms = read_recipe_file(path).get("arms", {})
-        except ConfigError as error:
-            raise InputError(str(error)) from error
-        roles |= {arm: str(content["role"]) for arm, content in arms.items() if content.get("role") is not None}
-    return roles
 
 
 def assign_roles(arms: Sequence[tuple[str, str, str, str | None]], said: Mapping[str, str]) -> list[str]:

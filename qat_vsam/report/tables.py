@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import pandas as pd
-
 from qat_vsam.report.arm import Arm
 from qat_vsam.report.choices import Choice, fairness
-from qat_vsam.report.formats import DASH, TIMES, agreement, duration, interval, p_text, share, signed, size
-from qat_vsam.report.results import Results
+from qat_vsam.report.formats import DASH, TIMES, agreement, interval, p_text, share, signed, size
 from qat_vsam.report.statistics import CONFIDENCE, NOT_ESTABLISHED, Estimate
 
 
@@ -55,19 +52,19 @@ def methods_table(arms: Sequence[Arm]) -> Table:
         f"Time of the run, {TIMES} SGD",
     )
     # where all arms train as long as SGD, a run's ratio is a step's
-    longer = any(_apart(arm.run_cost, arm.cost) or _apart(arm.run_time, arm.time_ratio) for arm in arms)
+    longer = any(_apart(arm.run_gradients, arm.gradients) for arm in arms)
     rows = [
         Row(
             arm,
             (
                 Cell((str(len(arm.seeds)),)),
                 _accuracy(arm.accuracy),
-                _difference(arm.to_sgd, arm.p_holm),
+                _difference(arm.to_sgd, arm.p_sgd),
                 _difference(arm.to_sam),
-                _number(arm.cost),
-                _number(arm.run_cost if longer else None),
+                _number(arm.gradients),
+                _number(arm.run_gradients if longer else None),
                 _time(arm),
-                _number(arm.run_time if longer else None),
+                _number(arm.run_time.value if longer and arm.run_time else None),
             ),
         )
         for arm in by_accuracy(arms)
@@ -105,7 +102,9 @@ def choices_table(choices: Sequence[Choice], arms: Sequence[Arm]) -> Table:
     labels = {arm.name: arm.label for arm in arms}
     known = {choice.arm: choice for choice in choices}
     rows = [Row(arm, _choice_cells(known[arm.name], labels)) for arm in arms if arm.name in known]
-    return _table("How settings were chosen", columns, rows, note=fairness(choices) if choices else "")
+    return _table(
+        "How settings were chosen", columns, rows, note=fairness(choices, [arm.name for arm in arms if arm.trained])
+    )
 
 
 def by_accuracy(arms: Sequence[Arm]) -> list[Arm]:
@@ -124,16 +123,15 @@ def shipping_table(arms: Sequence[Arm]) -> Table:
         "Verdict",
         "Test accuracy of the export, %",
         "Latency of the export",
-        "Training, one run",
     )
     rows = []
     for arm in arms:
         exports = arm.exports
-        verdicts = [_VERDICTS[export.passed] for export in exports]
+        verdicts = [export.word for export in exports]
         worst = tuple(f"worst layer {export.worst_layer}" for export in exports if export.worst_layer)
         tone = "bad" if any(export.passed is False for export in exports) else ""
         cells = (
-            Cell((size(arm.packed_bytes),)),
+            Cell((size(arm.file_bytes.get("packed")),)),
             Cell((DASH if arm.size_ratio is None else f"{arm.size_ratio:.3f}",)),
             _lines(export.format for export in exports),
             _lines(agreement(export.agreement) for export in exports),
@@ -147,66 +145,9 @@ def shipping_table(arms: Sequence[Arm]) -> Table:
                 ),
             ),
             _lines(DASH if e.latency_ms is None else f"{e.latency_ms:.2f} ms" for e in exports),
-            Cell((DASH if arm.train_seconds is None else duration(arm.train_seconds),)),
         )
         rows.append(Row(arm, cells))
     return _table("What is shipped", columns, rows)
-
-
-def runs_frame(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
-    """One row per run with every number of it, its exports side by side, and its arm's corrected p-value."""
-    frame = results.runs.copy()
-    for name, exports in results.exports.groupby("format", sort=True):
-        columns = [column for column in exports.columns if column not in ("arm", "seed", "format", "trained_accuracy")]
-        renamed = exports[["arm", "seed", *columns]].rename(columns={c: f"export_{name}_{c}" for c in columns})
-        frame = frame.merge(renamed, on=["arm", "seed"], how="left")
-    p_values = {arm.name: arm.p_holm for arm in arms}
-    frame["arm_p_holm_against_sgd"] = pd.to_numeric(frame["arm"].map(p_values))
-    return frame
-
-
-def arms_frame(arms: Sequence[Arm]) -> pd.DataFrame:
-    """One row per arm with the numbers of the table, intervals in columns of their own."""
-    rows = []
-    for arm in arms:
-        row: dict[str, object] = {
-            "arm": arm.name,
-            "label": arm.label,
-            "group": arm.group,
-            "seeds": len(arm.seeds),
-        }
-        estimates = {
-            "test_accuracy_percent": arm.accuracy,
-            "to_sgd_points": arm.to_sgd,
-            "to_sam_points": arm.to_sam,
-            "to_float32_sam_points": arm.to_float_sam,
-            "to_split_control_points": arm.to_split,
-            "share_of_sam_gain": arm.share,
-            "share_of_sam_gain_over_split_control": arm.share_over_split,
-        }
-        for key, estimate in estimates.items():
-            row[key] = estimate.value if estimate else None
-            row[f"{key}_low"] = estimate.low if estimate else None
-            row[f"{key}_high"] = estimate.high if estimate else None
-            row[f"{key}_seeds"] = estimate.n if estimate else None
-            if key.startswith("to_"):
-                row[f"{key}_p"] = estimate.p_value if estimate else None
-        row |= {
-            "p_holm_against_sgd": arm.p_holm,
-            "gradient_evaluations_per_step": arm.cost,
-            "run_gradient_evaluations_to_sgd": arm.run_cost,
-            "time_ratio_to_sgd": arm.time_ratio,
-            "run_time_to_sgd": arm.run_time,
-            "time_source": arm.time_source,
-            "train_seconds": arm.train_seconds,
-            "packed_bytes": arm.packed_bytes,
-            "size_ratio_to_float": arm.size_ratio,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-_VERDICTS = {True: "equal", False: "DIFFERS", None: "not proven"}
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Row], note: str = "") -> Table:
@@ -282,9 +223,7 @@ def _tone(estimate: Estimate) -> str:
 
 
 def _time(arm: Arm) -> Cell:
-    if arm.time_ratio is None:
-        return Cell((DASH,))
-    return Cell((f"{arm.time_ratio:.2f}",), ("from training",) if arm.time_source == "training" else ())
+    return _number(None if arm.step_time is None else arm.step_time.value)
 
 
 def _lines(texts: Iterable[str]) -> Cell:

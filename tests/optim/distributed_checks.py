@@ -188,7 +188,7 @@ def uneven_batches() -> dict[str, Any]:
     members = {
         "part": (VSAM, {"gradient_budget": 1.25}),
         "ascend-part": (VSAM, {"method": "ascend_part"}),
-        "split": (SplitSGD, {}),
+        "split": (SplitSGD, {"rate": 1.0}),
         "esam": (ESAM, {}),
         "per-rank part": (VSAM, {"gradient_budget": 1.25, "perturbation_sync": "per_rank"}),
     }

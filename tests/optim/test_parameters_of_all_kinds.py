@@ -43,7 +43,7 @@ def test_frozen_tied_and_unused_parameters(problem):
 
 def test_a_parameter_seen_by_one_part_only_counts_as_zero_in_the_other(problem):
     a, b = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
-    optimizer = SplitSGD([a, b], torch.optim.SGD, share=0.25, lr=1.0)
+    optimizer = SplitSGD([a, b], torch.optim.SGD, share=0.25, rate=1.0, lr=1.0)
 
     def closure(rows=slice(None)):
         optimizer.zero_grad()

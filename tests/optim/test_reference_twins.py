@@ -127,7 +127,7 @@ TWINS = {
         {},
     ),
     "split_sgd": (
-        {"share": 0.3},
+        {"share": 0.3, "rate": 1.0},
         lambda p: ReferenceSplitSGD(p.copies(), p.gradient, q=Fraction(3, 10), batch_size=BATCH, **SGD),
         {},
     ),

@@ -58,13 +58,41 @@ def test_a_budget_of_two_on_the_whole_batch_is_sam(problem):
 
 def test_without_batch_norm_the_split_control_is_the_base_optimizer(problem):
     ours, plain = problem(), problem()
-    optimizer = SplitSGD(ours.weights, torch.optim.SGD, model=ours.model, lr=0.05, momentum=0.9)
+    optimizer = SplitSGD(ours.weights, torch.optim.SGD, model=ours.model, rate=1.0, lr=0.05, momentum=0.9)
     reference = torch.optim.SGD(plain.weights, lr=0.05, momentum=0.9)
     for _ in range(30):
         ours.step(optimizer)
         plain.step(reference)
     for a, b in zip(ours.weights, plain.weights, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "control"),
+    [
+        ({}, {}),
+        ({"interval": 3, "share": 0.5}, {"rate": 1 / 3, "share": 0.5}),
+        ({"gradient_budget": 1.3, "share": 0.4}, {"rate": 0.75, "share": 0.4}),
+        ({"interval": 1}, {"rate": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("batch_sizes", [(BATCH,), (BATCH, BATCH - 1, 3)])
+def test_the_split_control_cuts_at_the_steps_at_which_vsam_pays(problem, method, control, batch_sizes):
+    ours, theirs = problem(), problem()
+    split = SplitSGD(ours.weights, torch.optim.SGD, model=ours.model, lr=0.05, **control)
+    vsam = VSAM(theirs.weights, torch.optim.SGD, model=theirs.model, lr=0.05, **method)
+    cut, paid = [], []
+    for step in range(40):
+        size = batch_sizes[step % len(batch_sizes)]
+        before = split.forwards, vsam.forwards
+        ours.step(split, size)
+        theirs.step(vsam, size)
+        # the control makes the passes of the payer but for its second gradient
+        cut.append(split.forwards - before[0])
+        paid.append(vsam.forwards - before[1] - (vsam.last_share > 0))
+    assert cut == paid
+    assert max(cut) == 2
+    assert split.gradient_evaluations == 40
 
 
 def test_at_a_learning_rate_of_zero_the_weights_come_back_bit_for_bit(problem, paying_kind):
@@ -113,7 +141,7 @@ def test_a_closure_may_weigh_its_rows(problem):
     """Masked rows: the mean over the rest, so that the parts count by what is left in them."""
     ours, plain = problem(), problem()
     keep = torch.tensor([1.0] * 3 + [0.0] * 5 + [1.0] * 4, dtype=torch.float64)
-    optimizer = SplitSGD(ours.weights, torch.optim.SGD, model=ours.model, share=0.5, lr=0.1)
+    optimizer = SplitSGD(ours.weights, torch.optim.SGD, model=ours.model, share=0.5, rate=1.0, lr=0.1)
     reference = torch.optim.SGD(plain.weights, lr=0.1)
 
     def closure_of(task, optimizer, weighted):

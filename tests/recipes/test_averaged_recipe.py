@@ -36,7 +36,7 @@ def test_a_recipe_with_ema_tests_keeps_and_exports_the_average(
 def test_the_result_tells_what_was_done_to_the_data(tmp_path: Path, small_recipe: Callable[..., config.Recipe]) -> None:
     result = run_recipe(small_recipe(data={"label_noise": 0.3, "augment": "shift"}, train={"epochs": 1}), tmp_path)
     assert result["data"] == {
-        "name": "digits", "augment": "shift", "label_noise": 0.3, "options": {},
+        "name": "digits", "augment": "shift", "label_noise": 0.3, "options": {}, "seed": 0,
         "train": 100, "validation": 500, "test": 997,
     }  # fmt: skip
     assert result["ema"] is None

@@ -102,7 +102,7 @@ arms:
   float32-sgd: {{label: float32 SGD}}
   float32-sam: {{label: float32 SAM, optimizer: {{name: sam, rho: 0.1}}}}
   after: {{label: W4A4 after training, init_from: float32-sgd, quant: {{bits: w4a4}}, train: {{epochs: 0}}}}
-bench: {{repeats: 3, steps: 2}}
+bench: {{repeats: 6, steps: 2}}
 """
     )
     return config.load_comparison(folder / "grid.yaml")
@@ -117,7 +117,7 @@ def test_a_comparison_trains_exports_times_and_reports(tmp_path: Path) -> None:
         (arm, seed) for arm in ("float32-sgd", "float32-sam", "after") for seed in ("0", "1")
     }
     bench = json.loads((tmp_path / "grid" / "bench.json").read_text())
-    assert [row["reference_arm"] for row in bench["rows"]] == ["float32-sgd", "float32-sgd"]
+    assert [row["arm"] for row in bench["rows"]] == ["float32-sgd", "float32-sam"]
     results = {
         arm: json.loads((tmp_path / "grid" / arm / "seed-0" / "result.json").read_text())
         for arm in ("float32-sgd", "float32-sam", "after")

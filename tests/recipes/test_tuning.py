@@ -11,7 +11,7 @@ import pytest
 
 from qat_vsam import config
 from qat_vsam.errors import ConfigError, RunFolderError
-from qat_vsam.recipes import Listener, compare
+from qat_vsam.recipes import Listener, compare, resolve
 from qat_vsam.recipes.plan import comparison_plan
 from qat_vsam.recipes.trial import run_trial
 from qat_vsam.recipes.tuning import Tuning
@@ -54,7 +54,7 @@ def write_trials(folder: Path, comparison: config.Comparison, accuracy: Callable
         with RunFolder(cell.folder, config.dump_yaml(cell.recipe)) as run:
             value = accuracy(cell.setting, cell.seed)
             sha256 = config.fingerprint(cell.recipe)
-            run.write_result({"validation_accuracy": value, "diverged": False, "recipe_sha256": sha256})
+            run.write_result({"schema": 2, "validation_accuracy": value, "diverged": False, "recipe_sha256": sha256})
     return tuning
 
 
@@ -155,10 +155,10 @@ def test_a_choice_made_over_one_that_no_longer_stands_is_made_anew(tmp_path: Pat
 def test_a_run_made_with_another_choice_is_not_counted(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     one = comparison(tmp_path, "tune=null")
-    recipe = one.arm("float32-sgd", 0)
+    recipe = resolve(one.arm("float32-sgd", 0))
     for arm in one.arms:
         with RunFolder(folder / arm / "seed-0", config.dump_yaml(recipe)) as run:
-            run.write_result({"recipe_sha256": config.fingerprint(recipe)})
+            run.write_result({"schema": 2, "recipe_sha256": config.fingerprint(recipe)})
     with pytest.raises(RunFolderError, match=r"float32-split.*a changed recipe for a run that is finished"):
         compare(one, folder)
 
@@ -177,7 +177,8 @@ def test_the_plan_counts_the_trials(tmp_path: Path) -> None:
     assert "[float32-sgd] x 1 seeds, after 6 runs of trials" in lines
     assert "[all] 13 runs, 10 of them trials" in lines
     # five steps a run: SGD 7 runs, the split 1, SAM 5 runs of two gradients a step
-    assert lines[-1].split() == ["gradients", str(5 * (7 + 1 + 2 * 5))]
+    (gradients,) = [line for line in lines if line.startswith("gradients")]
+    assert gradients.split() == ["gradients", str(5 * (7 + 1 + 2 * 5))]
 
 
 @pytest.mark.parametrize(

@@ -8,32 +8,40 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from qat_vsam.errors import ConfigError, explain
+from qat_vsam.optim.budget_schedule import UnpaidBudget
 from qat_vsam.optim.methods import Split
 from qat_vsam.optim.psf import PSF
-from qat_vsam.optim.schedule import EveryStep
+from qat_vsam.optim.schedule import check_share
 from qat_vsam.optim.sharpness_aware import SharpnessAware
 from qat_vsam.optim.step_schedules import During, Periodic, Ramp, RandomSteps
 
 
 class SplitSGD(SharpnessAware):
-    r"""The control: the base optimizer on a batch cut as `VSAM` cuts it, and nothing else.
+    r"""The control: the base optimizer on batches cut where and when `VSAM` cuts them, and nothing else.
+
+        at the steps at which VSAM with the same share and a budget of 1 + rate share pays, and g elsewhere:
 
         g_A = gradient of the part at w;   g_B = gradient of the rest at w
         base optimizer steps with  q g_A + (1 - q) g_B
         (no second gradient, no h)
 
     Without batch norm this is the base optimizer. With it, each piece is normalised by its own statistics,
-    which regularises; a method that cuts the batch has to be better than this. Costs 1 gradient a step, in
-    two passes.
+    which regularises; a method that cuts the batch has to be better than this, as often cut. Costs 1 gradient a step,
+    in two passes where the batch is cut.
 
     Args:
         params, base_optimizer, **options: As for `SAM`.
         share: q.
+        rate: Share of the steps at which the batch is cut: VSAM's (gradient_budget - 1) / share, 0.6 as it comes, or
+            1 / interval; 1 for each step.
+
+    Raises:
+        ConfigError: A share or a rate that cannot be.
 
     Example:
         >>> import torch
         >>> model = torch.nn.Linear(3, 1)
-        >>> optimizer = SplitSGD(model.parameters(), torch.optim.SGD, model=model, share=0.25, lr=0.1)
+        >>> optimizer = SplitSGD(model.parameters(), torch.optim.SGD, model=model, rate=1.0, lr=0.1)
         >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
         >>> def closure(rows=slice(None)):
         ...     optimizer.zero_grad()
@@ -53,9 +61,18 @@ class SplitSGD(SharpnessAware):
     settles: ClassVar[tuple[str, ...]] = ("rho", "perturbation", "perturbed_roles", "dropout")
 
     def __init__(
-        self, params: ParamsT, base_optimizer: type[Optimizer], *, share: float = 0.25, **options: Any
+        self,
+        params: ParamsT,
+        base_optimizer: type[Optimizer],
+        *,
+        share: float = 0.25,
+        rate: float = 0.6,
+        **options: Any,
     ) -> None:
-        super().__init__(params, base_optimizer, method=Split(), schedule=EveryStep(share), rho=0.0, **options)
+        if not 0 <= rate <= 1:
+            raise ConfigError(explain("rate", rate, "a share of the steps in [0, 1]", "use 0.6, or 1 for each step"))
+        schedule = UnpaidBudget(1 + rate * check_share(share), share)
+        super().__init__(params, base_optimizer, method=Split(), schedule=schedule, rho=0.0, **options)
 
 
 class PeriodicSAM(SharpnessAware):
