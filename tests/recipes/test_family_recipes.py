@@ -11,7 +11,6 @@ import pytest
 from qat_vsam import config
 from qat_vsam.optim import FAMILY
 from qat_vsam.recipes import run_recipe
-from qat_vsam.train import CheckpointFolder
 
 REQUIRED = {"random_count_sam": {"count": 5}}
 
@@ -25,22 +24,3 @@ def test_every_member_trains_the_digits(tmp_path: Path, small_recipe: Callable[.
 
     assert result["cost"]["steps"] == 15
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize(
-    ("augment", "epochs", "rho"),
-    [
-        (None, 1, 0.3),  # 0.1 is what it takes if nobody tells
-        (None, 12, 0.3),
-        ("shift", 1, 0.3),
-        ("shift", 12, 9 / 1200**0.5),  # each view is seen once
-    ],
-)
-def test_vsam_is_told_how_many_different_images_there_are(
-    tmp_path: Path, small_recipe: Callable[..., config.Recipe], augment: str | None, epochs: int, rho: float
-) -> None:
-    changes = {"data": {"augment": augment}, "optimizer": {"rho": None}, "train": {"epochs": epochs}}
-    run_recipe(small_recipe(**changes), tmp_path)
-    state = CheckpointFolder(tmp_path / "checkpoints").newest()
-    assert state is not None
-    assert {group["rho"] for group in state["training"]["optimizer"]["param_groups"]} == {rho}
