@@ -20,7 +20,7 @@ import qat_vsam.optim.distributed
 def checkpoints(folder: Path) -> dict[str, Any]:
     """Saved at some step of a run and loaded into new objects, by the lines that the documentation shows."""
     cases = {
-        "ddp": [("vsam-budget", 7), ("vsam-variance", 7), ("looksam", 2), ("fsam", 0), ("s2-sam", 7)],
+        "ddp": [("vsam-budget", 7), ("vsam-paper", 7), ("looksam", 2), ("fsam", 0), ("s2-sam", 7)],
         "fsdp": [("vsam-rise", 7), ("fsam", 0)],
     }
     return {f"{kind} {name} at {at}": resumed(folder, kind, name, at) for kind in cases for name, at in cases[kind]}

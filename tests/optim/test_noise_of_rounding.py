@@ -17,7 +17,7 @@ PART, REST = (3.0, 0.0), (1.0, 2.0)
 def step_with(second, share=0.25):
     """What VSAM steps with, where the part has the gradient PART at w and `second` at w + e, the rest REST."""
     w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    optimizer = qv.VSAM([w], torch.optim.SGD, lr=1.0, rho=0.1, share=share, interval=1)
+    optimizer = qv.VSAM([w], torch.optim.SGD, lr=1.0, rho=0.1, largest_rise=None, share=share, interval=1)
 
     def closure(rows=slice(None)):
         at_w = not w.detach().any()
