@@ -134,7 +134,8 @@ def by_bits(precision: str) -> list[int]:
 
 def _best(arms: Sequence[Arm], group: str) -> Arm | None:
     own = [arm for arm in arms if arm.group == group and arm.trained and arm.accuracy.value is not None]
-    return max(own, key=lambda arm: arm.accuracy.value or 0.0, default=None)
+    # of equals, up to the rounding of a mean, the one that costs less
+    return max(own, key=lambda arm: (round(arm.accuracy.value or 0.0, 9), -(arm.gradients or 0.0)), default=None)
 
 
 def _summarise_arm(study: _Study, name: str, rows: pd.DataFrame) -> Arm:
