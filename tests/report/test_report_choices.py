@@ -84,7 +84,8 @@ ONE_TRIAL = "    - {settings: {optimizer.rho: 0.1}, validation_accuracy: 0.95}\n
         (
             OVER,
             (
-                "Tried on top of what trials had chosen for another arm, and so with more of them: w4a4-sam over w4a4-sgd.",
+                "Tried on top of what trials had chosen for another arm, and so with more of them: "
+                "w4a4-sam over w4a4-sgd.",
                 "0.1, 0.2, 0.4 for w4a4-sgd, w4a4-split_sgd, w4a4-sam; none for w4a4-vsam.",
             ),
         ),
