@@ -27,7 +27,7 @@ from qat_vsam.report.statistics import (
     paired_difference,
     ratio_of_gains,
 )
-from qat_vsam.report.verdicts import Judgement, Scores, judge
+from qat_vsam.report.verdicts import REFERENCES, Judgement, Scores, judge
 
 # the order of the rows inside a precision: what costs nothing first, SAM last
 _RANK = ("float_reference", "post_training", "sgd", "split_sgd", "vsam", "other", "sam")
@@ -39,17 +39,15 @@ class _Study:
     """What every row is worked out from."""
 
     results: Results
-    frame: pd.DataFrame
     unit: Unit | None
     judgement: Judgement
     accuracy: Mapping[str, dict[int, float]]
     epochs: Mapping[str, pd.DataFrame]
     exports: Mapping[str, pd.DataFrame]
-
-    def peer(self, group: str, role: str) -> str | None:
-        """The first arm of that role in a group."""
-        rows = self.frame[(self.frame["group"] == group) & (self.frame["role"] == role)]
-        return None if rows.empty else str(rows["arm"].iloc[0])
+    # (group, role) -> the first arm of that role in the group
+    peers: Mapping[tuple[str, str], str]
+    # group -> what SAM's mean validation accuracy ended at
+    targets: Mapping[str, float | None]
 
 
 def summarise(results: Results, margin: float | None = None) -> list[Arm]:
@@ -79,14 +77,18 @@ def summarise(results: Results, margin: float | None = None) -> list[Arm]:
         for name, rows in rows_of.items()
         if rows["kind"].iloc[0] == "trained"
     ]
+    peers = {(arm.group, arm.role): arm.name for arm in reversed(scores)}
+    epochs = by_arm(results.epochs)
+    sams = {group: name for (group, role), name in peers.items() if role == "sam"}
     study = _Study(
         results=results,
-        frame=frame,
         unit=unit_of(frame),
         judgement=judge(scores, margin),
         accuracy=accuracy,
-        epochs=by_arm(results.epochs),
+        epochs=epochs,
         exports=by_arm(results.exports),
+        peers=peers,
+        targets={group: final_accuracy(epochs[name]) for group, name in sams.items() if name in epochs},
     )
     arms = [_summarise_arm(study, name, rows) for name, rows in rows_of.items()]
     arms += _untrained_rows(frame, {(arm.group, arm.role) for arm in arms})
@@ -134,7 +136,8 @@ def by_bits(precision: str) -> list[int]:
 
 def _best(arms: Sequence[Arm], group: str) -> Arm | None:
     own = [arm for arm in arms if arm.group == group and arm.trained and arm.accuracy.value is not None]
-    return max(own, key=lambda arm: arm.accuracy.value or 0.0, default=None)
+    # of equals, up to the rounding of a mean, the one that costs less
+    return max(own, key=lambda arm: (round(arm.accuracy.value or 0.0, 9), -(arm.gradients or 0.0)), default=None)
 
 
 def _summarise_arm(study: _Study, name: str, rows: pd.DataFrame) -> Arm:
@@ -142,8 +145,8 @@ def _summarise_arm(study: _Study, name: str, rows: pd.DataFrame) -> Arm:
     group, precision = str(first["group"]), str(first["precision"])
     own = study.accuracy[name]
     trained = first["kind"] == "trained"
-    peers = {role: study.peer(group, role) for role in ("sgd", "sam", "split_sgd")}
-    float_sam = study.peer(precision_label(FLOAT), "sam")
+    peers = {role: study.peers.get((group, role)) for role in REFERENCES}
+    float_sam = study.peers.get((precision_label(FLOAT), "sam"))
 
     def difference(peer: str | None) -> Estimate | None:
         return None if peer in (None, name) else paired_difference(own, study.accuracy[str(peer)])
@@ -183,9 +186,8 @@ def _summarise_arm(study: _Study, name: str, rows: pd.DataFrame) -> Arm:
     )
     if not trained or peers["sam"] is None:
         return arm
-    none = study.results.epochs.head(0)
-    target = final_accuracy(study.epochs.get(peers["sam"], none))
-    arm = replace(arm, reach=reach_of(study.epochs.get(name, none), target, study.unit, cost.step_time))
+    epochs = study.epochs.get(name, study.results.epochs.head(0))
+    arm = replace(arm, reach=reach_of(epochs, study.targets.get(group), study.unit, cost.step_time))
     return _with_shares(arm, study, peers["sgd"], peers["sam"], peers["split_sgd"])
 
 

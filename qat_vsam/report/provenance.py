@@ -34,7 +34,7 @@ class Provenance:
     def marks(self) -> list[str]:
         """Sentences on what differs between runs that a reader would take to be made alike."""
         lines = [
-            f"The runs were made under {len(values)} {what}: {', '.join(values)}."
+            f"The runs were made under {len(values)} {what}: {'; '.join(values)}."
             for what, values in (
                 ("commits of the code", self.commits),
                 ("versions of this package", self.packages),

@@ -35,9 +35,10 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("", "no JSON at line 1"),
-        ('{"schema": 1, "name": ', "no JSON at line 1"),
+        ('{"schema": 2, "name": ', "no JSON at line 1"),
         ("[]", "result.json"),
-        ('{"schema": 2}', "schema: got 2"),
+        ('{"schema": 1}', "schema: got 1; expected 2, for its optimizer's options were not recorded"),
+        ('{"schema": 3}', "schema: got 3"),
         ("\x00\x01", "no JSON"),
     ],
 )
@@ -92,8 +93,12 @@ def test_a_broken_metrics_line_is_named_by_its_number(make_run: Callable[..., Pa
 
 
 def test_a_broken_bench_is_named(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "bench.json").write_text('{"rows": [{"median_ms": 3}]}')
-    assert "rows.0.arm: got nothing" in complaint(make_run("w4a4", "sgd", 0), bench=tmp_path / "bench.json")
+    folder, bench = make_run("w4a4", "sgd", 0), tmp_path / "bench.json"
+    bench.write_text('{"unit": "float32 SGD step", "rows": [{"median_ms": 3}]}')
+    assert "rows.0.arm: got nothing" in complaint(folder, bench=bench)
+    # an older one, whose unit was SGD of the same bits
+    bench.write_text('{"rows": [{"arm": "w4a4-sgd", "ratio_to_sgd": 1.0}]}')
+    assert "unit: got nothing" in complaint(folder, bench=bench)
 
 
 def test_one_seed_twice_and_two_models_are_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -103,7 +108,70 @@ def test_one_seed_twice_and_two_models_are_refused(make_run: Callable[..., Path]
     (copy / "result.json").write_text((first / "result.json").read_text())
     assert "one run per arm and seed" in complaint([first, copy])
     other = make_run("w4a4", "sam", 0, model={"name": "resnet18"})
-    assert "model: got digits_cnn, resnet18" in complaint([first, other])
+    message = complaint([first, other])
+    for part in ("model.name", "resnet18 in w4a4-sam/seed-0", "digits_cnn in w4a4-sgd/seed-0"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"name": "resnet18"}),
+        ("model", {"parameters": 99}),
+        ("data", {"name": "cifar10"}),
+        ("data", {"options": {"size": 16}}),
+        ("data", {"train": 500}),
+        ("data", {"validation": 500}),
+        ("data", {"test": 500}),
+        ("data", {"augment": "shift"}),
+        ("data", {"label_noise": 0.2}),
+    ],
+)
+def test_runs_of_another_model_or_data_are_refused_unless_the_recipe_tells_the_arms_apart(
+    section: str, change: dict[str, object], make_run: Callable[..., Path]
+) -> None:
+    (key,) = change
+    root = make_run("w4a4", "sgd", 0).parent.parent
+    make_run("w4a4", "sam", 0, **{section: change})
+    message = complaint(root)
+    assert f"{section}.{key}: got" in message
+    assert "w4a4-sgd/seed-0" in message
+    assert "w4a4-sam/seed-0" in message
+    (root / "comparison.yaml").write_text(f"arms: {{w4a4-sgd: {{}}, w4a4-sam: {{{section}: {{}}}}}}\n")
+    load_results(root)
+    # within an arm, over its seeds, no recipe can say so
+    make_run("w4a4", "sam", 1)
+    assert f"{section}.{key}: got" in complaint(root)
+
+
+@pytest.mark.parametrize("key", ["target", "optimizer", "epochs", "optimizer_options"])
+def test_the_seeds_of_an_arm_differ_in_their_seed_only(key: str, make_run: Callable[..., Path]) -> None:
+    other = {"target": "onnxruntime", "optimizer": "adam", "epochs": 7, "optimizer_options": {"rho": 0.7}}[key]
+    root = make_run("w4a4", "sam", 0).parent.parent
+    make_run("w4a4", "sam", 1, **{key: other})
+    assert f"{key}: got" in complaint(root)
+
+
+def test_what_sets_runs_apart_is_marked(make_run: Callable[..., Path]) -> None:
+    root = make_run("w4a4", "sgd", 0).parent.parent
+    assert load_results(root).marks == ()
+    make_run("w4a4", "sgd", 1, provenance={"commit": "abcdef123456, 0123456789ab+dirty", "finished": "2026-12-03"})
+    versions = {"torch": "2.15.0", "python": "3.11.2"}
+    make_run("w4a4", "sam", 0, provenance={"versions": versions, "processor": "Another"}, epochs=90)
+    make_run("w4a4", "vsam", 0, provenance={"package": "0.2.0"}, data={"seed": 4})
+    results = load_results(root)
+    assert results.marks == (
+        "Arms were trained for different numbers of epochs: 60, but 90 for w4a4-sam.",
+        "Arms of one seed drew different images, so their differences hold the draw of the data as well.",
+        "The runs were made under 2 commits of the code: 0123456789ab+dirty; abcdef123456.",
+        "The runs were made under 2 versions of this package: 0.1.0; 0.2.0.",
+        "The runs were made under 2 versions of torch: 2.14.1; 2.15.0.",
+        "The runs were made under 2 kinds of machine, and floating-point sums differ between machines: "
+        "A processor, 1 thread; Another, 1 thread.",
+        "Some runs were made by code that was changed after the commit that they name (+dirty).",
+    )
+    assert results.provenance.date == "2026-12-03"
+    assert results.provenance.versions["python"] == ("3.11.2",)
 
 
 def test_the_same_folder_given_twice_counts_once(make_run: Callable[..., Path]) -> None:

@@ -46,7 +46,7 @@ def test_each_word_is_given_where_it_is_so() -> None:
     assert words == expected
     assert judged.verdicts["same"].margin == pytest.approx(0.2)
     assert judged.gains == {"W4A4"}
-    assert judged.sgd_words == {name: "better" for name in ("sam", *distances)}
+    assert judged.sgd_words == dict.fromkeys(("sam", *distances), "better")
 
 
 def test_equivalence_to_a_declared_margin_is_the_whole_interval_inside_it() -> None:
