@@ -20,6 +20,9 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages(qat_vsam.__path__, "qat_vsam.") if ".configs" not in module.name
 )
 README = (ROOT / "README.md").read_text()
+# those whose blocks stand by themselves; the optimizers' page shows parts of programs, which their own tests complete
+PAGES = ["README.md", "qat_vsam/quant/README.md"]
+MOST_WORDS = 900
 
 
 @pytest.mark.parametrize("name", ["qat_vsam", *MODULES])
@@ -52,15 +55,21 @@ def test_every_error_class_speaks_through_the_common_base() -> None:
     assert all(issubclass(c, errors.QatVsamError) for c in classes)
 
 
+def blocks(page: str, languages: str) -> list[str]:
+    """The code blocks of a page in these languages."""
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```(?:{languages})\n(.*?)^```", text, flags=re.S | re.M)
+
+
 def commands() -> list[str]:
-    """The `qat-vsam ...` lines of the README's code blocks."""
-    blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```", README, flags=re.S | re.M)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    """The `qat-vsam ...` lines of the pages' code blocks."""
+    found = "\n".join(block for page in PAGES for block in blocks(page, "sh|console"))
+    lines = found.replace("\\\n", " ").splitlines()
     return [part.strip() for line in lines for part in line.split("&&") if part.strip().startswith("qat-vsam ")]
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_readme_exists_with_its_options(command: str) -> None:
+def test_every_command_of_the_readmes_exists_with_its_options(command: str) -> None:
     words = command.split("#")[0].split()[1:]
     import typer
 
@@ -72,12 +81,25 @@ def test_every_command_of_the_readme_exists_with_its_options(command: str) -> No
         config.find_config(words[1])
 
 
-def test_the_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_examples_of_the_readmes_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    examples = blocks(page, "python")
+    assert examples
+    for example in examples:
+        exec(compile(example, page, "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("page", ["README.md", "reports/README.md", "qat_vsam/quant/README.md", "qat_vsam/optim/README.md"])
+def test_every_link_of_the_readmes_leads_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    missing = [target for target in targets if "://" not in target and not ((ROOT / page).parent / target).exists()]
+    assert targets
+    assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= MOST_WORDS
 
 
 def test_the_readme_gives_one_command_for_all_tests() -> None:
