@@ -145,6 +145,15 @@ def test_the_caption_names_whose_intervals_overlap_with_the_highest_so_that_name
     assert "overlap with that" not in sure.caption
 
 
+def test_no_cost_lies_outside_the_frame() -> None:
+    study = make_study(precisions=("w4a4",))
+    dear = Estimate(40.0, 39.0, 41.0, 30)
+    figure = trade_off([replace(arm, run_time=dear) if arm.role == "sam" else arm for arm in study.arms])
+    assert figure is not None
+    assert "Outside" not in figure.caption
+    assert any(title.startswith("W4A4 SAM: ") for title in (e.text or "" for e in elements(figure, "title")))
+
+
 def test_a_single_point_is_no_trade_off() -> None:
     assert trade_off(make_study(precisions=("w4a4",), methods=("sam",)).arms) is None
 

@@ -16,6 +16,7 @@ from report.studies import make_study
 
 from qat_vsam.errors import InputError
 from qat_vsam.report import build_report
+from qat_vsam.report.arm import Reach
 from qat_vsam.report.page import write_report
 
 HOSTILE = '<script>alert("x")</script>|`a`'
@@ -149,6 +150,22 @@ def test_each_arm_has_one_row_and_the_best_of_each_precision_is_marked(report: P
     assert table.count('<th scope="row"') == len(study.arms)
     best = re.findall(r'class="best"><th scope="row"[^>]*>([^<]*?) <span', table)
     assert sorted(best) == sorted(arm.label for arm in study.arms if arm.best)
+
+
+def test_a_line_for_float32_sam_stands_only_where_there_is_one(tmp_path: Path) -> None:
+    page = write_report(make_study(precisions=("w4a4",)), tmp_path).read_text(encoding="utf-8")
+    assert 'class="reference"' not in page
+    assert "float32 SAM." not in page
+    page = write_report(make_study(), tmp_path).read_text(encoding="utf-8")
+    assert 'class="reference"' in page
+    assert "The dotted line is float32 SAM." in page
+
+
+def test_a_column_in_which_no_arm_has_a_value_is_left_out(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",))
+    assert "Cost until SAM's accuracy" in page_of(write_report(study, tmp_path).parent).text
+    arms = tuple(replace(arm, reach=Reach(None, None, "no curve")) for arm in study.arms)
+    assert "Cost until" not in page_of(write_report(replace(study, arms=arms), tmp_path).parent).text
 
 
 def test_options_that_all_arms_share_are_told_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qat_vsam.report.arm import Arm
+from qat_vsam.report.names import FLOAT
 from qat_vsam.report.page.figure import ends, told
 from qat_vsam.report.page.palette import role_class
 from qat_vsam.report.page.scales import Scale, frame
@@ -21,9 +22,15 @@ class Bars:
         known = [ends(arm.accuracy) for arm in arms if arm.accuracy.value is not None]
         low, high = frame(known) if known else (0.0, 100.0)
         self._scale = Scale(max(low, 0.0), min(high, 100.0) if high > 100 > low else high, _SIDE, _WIDTH - _SIDE)
-        self._reference = next(
-            (arm.accuracy.value for arm in arms if arm.role == "sam" and arm.to_float_sam is None), None
-        )
+        sams = [arm for arm in arms if arm.role == "sam" and arm.precision == FLOAT]
+        self._reference = sams[0].accuracy.value if sams else None
+        self._outside = any(not self._scale.holds(value) for _, value, _ in known)
+
+    @property
+    def legend(self) -> str:
+        """What the reader must know of the line and the marks, in sentences."""
+        line = "The dotted line is float32 SAM." if self._reference is not None else ""
+        return f"{line} {'A diamond at an end lies outside the axis.' if self._outside else ''}".strip()
 
     @property
     def axis(self) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 
 from qat_vsam.report import formats
 from qat_vsam.report.arm import Arm, Reach
+from qat_vsam.report.formats import DASH
 from qat_vsam.report.page import cells
 from qat_vsam.report.page.cells import Cell
 from qat_vsam.report.statistics import Estimate
@@ -277,7 +278,7 @@ def csv_columns(arms: Sequence[Arm]) -> list[Column]:
 
 def page_columns(arms: Sequence[Arm]) -> list[Column]:
     """The columns of the page in which at least one arm has something to say; the folded ones last."""
-    told = [column for column in _COLUMNS if column.form and any(column.form(arm) != cells.EMPTY for arm in arms)]
+    told = [column for column in _COLUMNS if column.form and any(column.form(arm).text != DASH for arm in arms)]
     return sorted(told, key=lambda column: column.folded)
 
 
@@ -297,7 +298,7 @@ def _verdict(arm: Arm) -> Cell:
     verdict = arm.verdict
     if verdict is None:
         return cells.EMPTY
-    margin = formats.DASH if verdict.margin is None else f"±{verdict.margin:.2f}"
+    margin = DASH if verdict.margin is None else f"±{verdict.margin:.2f}"
     small = tuple(part for part in (_p(verdict.p_holm), verdict.note) if part)
     return Cell(margin, small, sort=verdict.p_holm)
 

@@ -80,7 +80,7 @@ def sample(study: Study) -> str:
 def standing(study: Study) -> str:
     """Whether a default was fitted on the study's tasks."""
     if study.fitted is None:
-        return "not said whether one was fitted here"
+        return "not said: whether it was chosen on these tasks"
     return "fitted on: chosen on these tasks" if study.fitted else "never seen: not chosen on these tasks"
 
 

@@ -41,6 +41,13 @@ class Scale:
         return [(value, f"{value + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")) for value in values]
 
 
+def span(intervals: Sequence[tuple[float, float, float]], *, pad: float = 0.05) -> tuple[float, float]:
+    """The frame of an axis that leaves nothing outside, with room at both ends as a share of it."""
+    low, high = min(low for low, _, _ in intervals), max(high for _, _, high in intervals)
+    margin = pad * (high - low) if high > low else 0.5
+    return low - margin, high + margin
+
+
 def frame(intervals: Sequence[tuple[float, float, float]], *, pad: float = 0.05) -> tuple[float, float]:
     """The frame of an axis: all values but strays, and their intervals as far as those do not dwarf the values.
 
@@ -65,8 +72,7 @@ def frame(intervals: Sequence[tuple[float, float, float]], *, pad: float = 0.05)
     room = 3 * max(high - low, 1.5 * width)
     low = max(min(end for end, _, _ in kept), low - room)
     high = min(max(end for _, _, end in kept), high + room)
-    margin = pad * (high - low) if high > low else 0.5
-    return low - margin, high + margin
+    return span([(low, low, high)], pad=pad)
 
 
 def _round_step(rough: float) -> float:

@@ -28,6 +28,11 @@ class Listed:
         """How many seeds and draws, and what the intervals cover."""
         return content.sample(self.study)
 
+    @property
+    def default(self) -> str:
+        """Whether VSAM's default was fitted on its tasks, in two words."""
+        return content.standing(self.study).partition(":")[0]
+
 
 def build_all(root: Path) -> Path:
     """Rebuilds every study below a folder, and writes index.html and README.md into it.
@@ -72,7 +77,7 @@ def write_index(listed: list[Listed], root: Path) -> None:
         InputError: a file cannot be written.
     """
     readme = root / "README.md"
-    block = f"{_START}\n{render('studies.md.jinja', {'listed': listed})}{_END}"
+    block = f"{_START}\n\n{render('studies.md.jinja', {'listed': listed})}\n{_END}"
     try:
         before = readme.read_text(encoding="utf-8") if readme.is_file() else f"# Studies\n\n{block}\n"
         pattern = f"{re.escape(_START)}.*?{re.escape(_END)}"

@@ -9,7 +9,7 @@ from qat_vsam.report.formats import joined
 from qat_vsam.report.page.figure import Figure, by_group, ends, told
 from qat_vsam.report.page.labels import Box, place, shorten, text_width
 from qat_vsam.report.page.palette import role_class
-from qat_vsam.report.page.scales import Scale, frame
+from qat_vsam.report.page.scales import Scale, frame, span
 from qat_vsam.report.page.svg import SHAPES, Drawing, element, line, mark, text
 from qat_vsam.report.statistics import Estimate
 
@@ -34,15 +34,22 @@ def trade_off(arms: Sequence[Arm]) -> Figure | None:
     if len(points) < 2:
         return None
     unit = "time" if len(timed) > 1 else "gradient evaluations"
-    across, up = frame([x for _, x, _ in points], pad=0.08), frame([y for _, _, y in points], pad=0.06)
+    across, up = span([x for _, x, _ in points], pad=0.08), frame([y for _, _, y in points], pad=0.06)
     caption = _caption(points, unit, up, across)
     return Figure("accuracy_vs_cost", _TITLE, caption, lambda width: _draw(points, unit, across, up, width))
 
 
 def _caption(points: Sequence[Point], unit: str, up: tuple[float, float], across: tuple[float, float]) -> str:
+    timed = any(low < high for _, (low, _, high), _ in points)
     sentences = [
         f"The {unit} of a whole run in float32 SGD runs, for all precisions alike. Whiskers are 95 % intervals"
-        + (", of time too." if unit == "time" else "; gradient evaluations are counted and have none.")
+        + (
+            ", of the cost too."
+            if timed
+            else "."
+            if unit == "time"
+            else "; gradient evaluations are counted and have none."
+        )
     ]
     known = {arm.name: interval for arm, _, interval in points}
     for group, members in by_group([arm for arm, _, _ in points]):
