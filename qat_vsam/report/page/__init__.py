@@ -2,8 +2,8 @@
 
 `build_report` makes one from a study's folder, `build_all` those of all studies with an index, `write_report` one from
 a `Study` at hand. From the bottom up: `palette`, `svg`, `scales` and `labels` draw; `forest`, `trade_off`, `curves`
-and `trials` are the figures; `cells` and `columns` are the table; `content` puts them in order; `build` and `studies`
-write.
+and `trials` are the figures; `cells`, `forms` and `columns` are the table; `content` puts them in order; `build`
+and `studies` write.
 """
 
 from qat_vsam.report.page.build import build_report, write_report

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qat_vsam.report import formats
-from qat_vsam.report.arm import Arm, Reach
+from qat_vsam.report.arm import Arm
 from qat_vsam.report.formats import DASH
-from qat_vsam.report.page import cells
+from qat_vsam.report.page import cells, forms
 from qat_vsam.report.page.cells import Cell
 from qat_vsam.report.statistics import Estimate
 
@@ -114,7 +113,7 @@ _COLUMNS = (
         "Gradients",
         "gradients_to_sam_accuracy",
         lambda a: a.reach.gradients if a.reach else None,
-        lambda a: _reach(a.reach, a.reach.gradients if a.reach else None),
+        lambda a: forms.reach(a.reach, a.reach.gradients if a.reach else None),
         "Gradient evaluations, in float32 SGD runs, until an arm has SAM's final validation accuracy of its precision.",
         _REACH,
         better="low",
@@ -123,7 +122,7 @@ _COLUMNS = (
         "Time",
         "time_to_sam_accuracy",
         lambda a: a.reach.time if a.reach else None,
-        lambda a: _reach(a.reach, a.reach.time if a.reach else None),
+        lambda a: forms.reach(a.reach, a.reach.time if a.reach else None),
         "Time, in float32 SGD runs, until an arm has SAM's final validation accuracy of its precision.",
         _REACH,
         better="low",
@@ -142,7 +141,7 @@ _COLUMNS = (
         "Margin, p",
         "verdict_p_holm",
         lambda a: a.verdict.p_holm if a.verdict else None,
-        lambda a: _verdict(a),
+        lambda a: forms.verdict(a),
         "How many points below SAM still count as equivalent, and the p-value of the verdict after Holm's correction "
         "over all claims of the page.",
         _KEPT,
@@ -152,7 +151,7 @@ _COLUMNS = (
         "To SGD, same bits",
         "to_sgd_points",
         lambda a: a.to_sgd,
-        lambda a: cells.estimate(a.to_sgd, plus=True, word=a.sgd_word or "", p=_p(a.p_sgd)),
+        lambda a: cells.estimate(a.to_sgd, plus=True, word=a.sgd_word or "", p=forms.p(a.p_sgd)),
         "Points of test accuracy above SGD of the same precision, paired by seed; p-values are Holm-corrected.",
         _KEPT,
         folded=True,
@@ -244,7 +243,7 @@ _COLUMNS = (
         "File",
         "smallest_file_bytes",
         lambda a: min(a.file_bytes.values(), default=None),
-        lambda a: _file(a),
+        lambda a: forms.file(a),
         "Size of the smallest exported file, as written, and its format.",
         better="low",
     ),
@@ -261,8 +260,8 @@ _COLUMNS = (
     Column(
         "Proof",
         "export_proofs",
-        lambda a: "; ".join(_proofs(a)) or None,
-        lambda a: cells.words("; ".join(_proofs(a)) or None),
+        lambda a: "; ".join(forms.proofs(a)) or None,
+        lambda a: cells.words("; ".join(forms.proofs(a)) or None),
         "Whether the exported files, read back, compute what was trained.",
         "Exports",
         folded=True,
@@ -284,37 +283,3 @@ def page_columns(arms: Sequence[Arm]) -> list[Column]:
 
 def _bytes(kind: str, arm: Arm) -> int | None:
     return arm.file_bytes.get(kind)
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else formats.p_text(value)
-
-
-def _reach(reach: Reach | None, value: float | None) -> Cell:
-    return cells.number(value, note=reach.note if reach else "")
-
-
-def _verdict(arm: Arm) -> Cell:
-    verdict = arm.verdict
-    if verdict is None:
-        return cells.EMPTY
-    margin = DASH if verdict.margin is None else f"±{verdict.margin:.2f}"
-    small = tuple(part for part in (_p(verdict.p_holm), verdict.note) if part)
-    return Cell(margin, small, sort=verdict.p_holm)
-
-
-def _file(arm: Arm) -> Cell:
-    if not arm.file_bytes:
-        return cells.EMPTY
-    kind = min(arm.file_bytes, key=lambda kind: arm.file_bytes[kind])
-    return cells.byte_count(arm.file_bytes[kind], (kind,))
-
-
-def _proofs(arm: Arm) -> list[str]:
-    told = []
-    for export in arm.exports:
-        agreement = "" if export.agreement is None else f", argmax agreement {formats.agreement(export.agreement)}"
-        layer = f" at {export.worst_layer}" if export.passed is False and export.worst_layer else ""
-        shown = "" if export.equal or export.passed is None else agreement
-        told.append(f"{export.format}: {export.word}{layer}{shown}")
-    return told

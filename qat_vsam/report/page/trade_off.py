@@ -40,17 +40,12 @@ def trade_off(arms: Sequence[Arm]) -> Figure | None:
 
 
 def _caption(points: Sequence[Point], unit: str, up: tuple[float, float], across: tuple[float, float]) -> str:
-    timed = any(low < high for _, (low, _, high), _ in points)
-    sentences = [
-        f"The {unit} of a whole run in float32 SGD runs, for all precisions alike. Whiskers are 95 % intervals"
-        + (
-            ", of the cost too."
-            if timed
-            else "."
-            if unit == "time"
-            else "; gradient evaluations are counted and have none."
-        )
-    ]
+    whiskers = "Whiskers are 95 % intervals"
+    if any(low < high for _, (low, _, high), _ in points):
+        whiskers += ", of the cost too"
+    elif unit != "time":
+        whiskers += "; gradient evaluations are counted and have none"
+    sentences = [f"The {unit} of a whole run in float32 SGD runs, for all precisions alike. {whiskers}."]
     known = {arm.name: interval for arm, _, interval in points}
     for group, members in by_group([arm for arm, _, _ in points]):
         best = max(members, key=lambda arm: (round(known[arm.name][1], 9), arm.best))
