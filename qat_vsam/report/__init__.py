@@ -2,7 +2,7 @@
 
 from qat_vsam.report.arm import Arm, Reach, Verdict
 from qat_vsam.report.arms import summarise
-from qat_vsam.report.page import build_all, build_report
+from qat_vsam.report.page import build_all, build_report, write_report
 from qat_vsam.report.records import Record, read_records, record_of, write_records
 from qat_vsam.report.results import Results, load_results
 from qat_vsam.report.roles import assign_roles
@@ -49,4 +49,5 @@ __all__ = [
     "share_kept",
     "summarise",
     "write_records",
+    "write_report",
 ]

@@ -1,6 +1,8 @@
-"""How numbers are written: signs, intervals, p-values, sizes and times."""
+"""How numbers and names are written: signs, intervals, p-values, sizes, lists."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from qat_vsam.report.statistics import Estimate
 
@@ -68,6 +70,11 @@ def size(count: float | None) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def duration(seconds: float) -> str:
-    """A time in seconds, or in minutes from two on."""
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+def joined(names: Iterable[str]) -> str:
+    """Names in a row that can be told apart, whatever signs they hold.
+
+    Example:
+        >>> joined(["SGD, twice the epochs", "SAM"])
+        '“SGD, twice the epochs”; “SAM”'
+    """
+    return "; ".join(f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}" for name in names)

@@ -1,30 +1,25 @@
-"""The page: written whole, safe, self-contained, honest, and the same every time."""
+"""The page: the answer first, whole without script or network, safe, and the same every time."""
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib import image
+from report.studies import make_study
 
 from qat_vsam.errors import InputError
 from qat_vsam.report import build_report
+from qat_vsam.report.arm import Reach
+from qat_vsam.report.page import write_report
 
 HOSTILE = '<script>alert("x")</script>|`a`'
-
-
-@pytest.fixture(scope="session")
-def report(comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report on the full synthetic comparison."""
-    out = tmp_path_factory.mktemp("report")
-    build_report(comparison, out, title="Digits", command="qat-vsam compare digits", notes=("rho was tuned.",))
-    return out
 
 
 class _Page(HTMLParser):
@@ -42,14 +37,15 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.addresses += [value or "" for key, value in attributes if key in ("src", "href", "srcset", "data")]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "link", "input"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if self._open[-1:] not in (["script"], ["style"]):
+            self.words.append(data)
 
     @property
     def text(self) -> str:
@@ -60,173 +56,244 @@ def page_of(folder: Path) -> _Page:
     return _Page((folder / "index.html").read_text(encoding="utf-8"))
 
 
-def test_a_report_is_a_page_a_summary_two_csvs_and_figures_in_both_formats(report: Path) -> None:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on a study of three precisions."""
+    return write_report(make_study(), tmp_path_factory.mktemp("report")).parent
+
+
+def test_a_report_is_a_page_a_summary_three_csvs_and_figures(report: Path) -> None:
     files = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
-    figures = ("accuracy_vs_evaluations", "accuracy_vs_time", "learning_curves", "cost_and_psf")
-    drawn = {f"figures/{name}.{ending}" for name in figures for ending in ("png", "svg")}
-    assert files == {"index.html", "summary.md", "results.csv", "arms.csv"} | drawn
+    figures = {f"figures/{name}.svg" for name in ("differences", "accuracy_vs_cost", "learning_curves", "trials")}
+    assert files == {"index.html", "summary.md", "results.csv", "arms.csv", "trials.csv"} | figures
 
 
-def test_the_page_needs_no_script_and_no_network(report: Path) -> None:
+def test_the_page_needs_no_network_and_links_only_what_stands_beside_it(report: Path) -> None:
     text = (report / "index.html").read_text(encoding="utf-8")
     page = _Page(text)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
-    assert len(page.addresses) == 4
-    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
-    assert not re.search(r"https?:|//\w|@import|url\(", re.sub(r"base64,[\w+/=]+", "", text))
-    for address in page.addresses:
-        svg = base64.b64decode(address.split(",", 1)[1]).decode()
-        assert not re.search(r'(src|href)="(?!#)', svg)
+    assert not {"img", "iframe", "object", "embed"} & set(page.tags)
+    assert set(page.addresses) == {"data:,", "results.csv", "arms.csv", "trials.csv"}
+    assert not re.search(r"https?:|//\w|@import|url\(", text)
 
 
-def test_the_same_runs_give_the_same_bytes(report: Path, make_comparison: Callable[..., Path], tmp_path: Path) -> None:
-    build_report(
-        make_comparison(),
-        tmp_path / "again",
-        title="Digits",
-        command="qat-vsam compare digits",
-        notes=("rho was tuned.",),
-    )
-    for path in sorted(report.rglob("*.*")):
-        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(report)).read_bytes(), path.name
+def test_the_same_study_gives_the_same_bytes_in_place_of_an_earlier_report(report: Path, tmp_path: Path) -> None:
+    write_report(make_study(precisions=("w4a4",), tuned=True), tmp_path)
+    write_report(make_study(), tmp_path)
+    for path in sorted(path for path in report.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / path.relative_to(report)).read_bytes(), path.name
 
 
-def test_hostile_names_are_shown_and_not_executed(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    changes = {"label": f"W4A4 {HOSTILE}", "command": HOSTILE, "optimizer_options": {HOSTILE: HOSTILE}}
-    folder = make_run(
-        "w4a4",
-        "vsam",
-        0,
-        model={"name": HOSTILE},
-        data={"name": HOSTILE},
-        versions={HOSTILE: HOSTILE},
-        exports=[{"format": HOSTILE, "proof": {"passed": False, "worst_layer": HOSTILE}}],
-        **changes,
-    )
-    out = build_report(folder, tmp_path / "out", title=HOSTILE, description=HOSTILE, notes=(HOSTILE,)).parent
-    page = page_of(out)
-    assert "script" not in page.tags
-    # once each: page title, heading, description, model, data, label in each table, format, layer ...
-    assert page.text.count(HOSTILE) >= 10
-    assert "<script" not in (out / "summary.md").read_text(encoding="utf-8")
+def test_figures_that_a_study_no_longer_has_are_removed(tmp_path: Path) -> None:
+    write_report(make_study(), tmp_path)
+    write_report(make_study(tuned=False, epochs=0), tmp_path)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"differences.svg", "accuracy_vs_cost.svg"}
 
 
-def test_the_headline_says_what_share_of_the_gain_is_kept_and_at_what_price(report: Path) -> None:
-    headline = re.search(r'class="headline">(.*?)</p>', (report / "index.html").read_text(encoding="utf-8"))
-    assert headline is not None
-    arms = pd.read_csv(report / "arms.csv").set_index("arm")
-    kept = arms.loc["w4a4-vsam", "share_of_sam_gain"]
-    text = html.unescape(headline[1])
-    assert text.startswith(f"W4A4 VSAM keeps {100 * kept:.0f} % of SAM's gain over SGD (95 % interval ")
-    assert text.endswith("at 1.25 gradient evaluations a step and 1.36 times SGD's time.")
+def test_warnings_come_first_then_the_question_the_answer_and_its_sentence(tmp_path: Path) -> None:
+    study = make_study(warnings=("2 seeds: no difference can be established.",))
+    text = page_of(write_report(study, tmp_path).parent).text
+    places = [text.index(part) for part in (study.warnings[0], study.question, study.answer[0].cost, study.sentence)]
+    assert places == sorted(places)
+    assert places[0] < text.index("All arms")
+    lines = (tmp_path / "summary.md").read_text(encoding="utf-8").splitlines()
+    assert lines[2].startswith("> **Warning:** 2 seeds")
+    assert lines[4].startswith("| Method | Test accuracy, % |")
 
 
-def test_where_sam_did_not_pay_the_headline_says_so(make_comparison: Callable[..., Path], tmp_path: Path) -> None:
-    arms = [("w4a4", method) for method in ("sgd", "vsam", "sam")]
-    out = build_report(make_comparison(seeds=5, arms=arms, gain=0.0), tmp_path / "out", title="flat").parent
-    summary = (out / "summary.md").read_text(encoding="utf-8")
-    assert "**SAM did not pay at W4A4: " in summary
-    assert "SAM's gain not established" in page_of(out).text
+def test_the_answer_box_has_the_rows_of_the_study(report: Path) -> None:
+    study = make_study()
+    box = (report / "index.html").read_text(encoding="utf-8").split('<table id="answer">')[1].split("</table>")[0]
+    rows = box.split("<tbody>")[1].split("<tr>")[1:]
+    assert len(rows) == len(study.answer) <= 5
+    for row, answer in zip(rows, study.answer, strict=True):
+        plain = html.unescape(re.sub(r"<[^>]+>", " ", row))
+        assert f"{answer.label} " in plain
+        assert f"{answer.accuracy.value:.2f}" in plain
+        assert answer.cost in plain
+        assert answer.verdict.split(" (")[0] in plain
 
 
-def test_where_sam_harms_the_headline_says_so(make_comparison: Callable[..., Path], tmp_path: Path) -> None:
-    arms = [("w4a4", method) for method in ("sgd", "vsam", "sam")]
-    out = build_report(make_comparison(seeds=5, arms=arms, gain=-1.5), tmp_path / "out", title="harm").parent
-    assert "**SAM did harm at W4A4: " in (out / "summary.md").read_text(encoding="utf-8")
-
-
-def test_a_gain_that_the_correction_takes_away_is_not_claimed(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    for precision, gains in (("float32", (0.3, -0.2, 0.25, -0.1)), ("w4a4", (0.6, 0.9, 0.3, 1.5))):
-        for seed, gain in enumerate(gains):
-            for method, points in (("sgd", 0.0), ("vsam", gain), ("sam", gain)):
-                runs = make_run(precision, method, seed, accuracy={"test": 0.95 + points / 100}).parent.parent
-    out = build_report(runs, tmp_path / "out", title="fragile").parent
-    summary = (out / "summary.md").read_text(encoding="utf-8")
-    assert (
-        "**SAM's gain at W4A4 is not established: +0.82 points [+0.01, +1.64] over SGD, p = 0.097 corrected" in summary
-    )
-    assert "+0.82 points [+0.01, +1.64] SAM's gain not established" in summary
-    # the uncorrected interval lies above zero, and is not marked for it
-    assert not re.search(r'class="good"><b>\+0.82', (out / "index.html").read_text(encoding="utf-8"))
-
-
-def test_many_methods_are_told_in_one_sentence_and_drawn_precision_by_precision(
-    make_run: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize(("fitted", "words"), [(True, "fitted on"), (False, "never seen"), (None, "not said")], ids=str)
+def test_the_head_names_date_commit_machine_sample_and_where_the_default_is_from(
+    fitted: bool | None, words: str, tmp_path: Path
 ) -> None:
-    others = [f"method-{number}" for number in range(14)]
-    for precision in ("float32", "w4a4"):
-        for seed in range(3):
-            for method in ("sgd", "sam"):
-                make_run(precision, method, seed)
-            for number, name in enumerate(others):
-                shift = {"test": 0.95 + 0.001 * number + 0.0001 * seed}
-                runs = make_run(precision, "sgd", seed, arm=f"{precision}-{name}", label=name, accuracy=shift)
-    out = build_report(runs.parent.parent, tmp_path / "out", title="many").parent
+    text = page_of(write_report(make_study(fitted=fitted), tmp_path).parent).text
+    head = text[: text.index("All arms")]
+    for expected in ("2026-12-01", "1e570b6aaaaa", "Intel Xeon", "8 seeds, 8 draws of the data", words):
+        assert expected in head
+
+
+def test_the_page_says_whether_intervals_cover_the_draw_of_the_data(tmp_path: Path) -> None:
+    study = make_study()
+    study = replace(study, arms=tuple(replace(arm, draws=1) for arm in study.arms))
+    assert "one draw of the data: intervals cover the seed alone" in page_of(write_report(study, tmp_path).parent).text
+    some = replace(study, arms=(replace(study.arms[0], draws=8), *study.arms[1:]))
+    assert "8 seeds, 1 to 8 draws of the data Date" in re.sub(
+        "VSAM's default .*? Date", "Date", page_of(write_report(some, tmp_path).parent).text
+    )
+
+
+def test_the_recipe_and_the_index_are_linked_where_there_are_some(tmp_path: Path) -> None:
+    (tmp_path / "comparison.yaml").write_text("title: x")
+    (tmp_path / "index.html").write_text("all")
+    out = tmp_path / "report"
+    write_report(make_study(), out, recipe=tmp_path / "comparison.yaml", index=tmp_path / "index.html")
+    assert {"../comparison.yaml", "../index.html"} <= set(page_of(out).addresses)
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert "[comparison.yaml](../comparison.yaml)" in summary
+    assert "[Page](index.html)" in summary
+
+
+def test_each_arm_has_one_row_and_the_best_of_each_precision_is_marked(report: Path) -> None:
+    study = make_study()
+    table = (report / "index.html").read_text(encoding="utf-8").split('<table id="arms">')[1].split("</table>")[0]
+    assert table.count('<th scope="row"') == len(study.arms)
+    best = re.findall(r'class="best"><th scope="row"[^>]*>([^<]*?) <span', table)
+    assert sorted(best) == sorted(arm.label for arm in study.arms if arm.best)
+
+
+def test_a_line_for_float32_sam_stands_only_where_there_is_one(tmp_path: Path) -> None:
+    page = write_report(make_study(precisions=("w4a4",)), tmp_path).read_text(encoding="utf-8")
+    assert 'class="reference"' not in page
+    assert "float32 SAM." not in page
+    page = write_report(make_study(), tmp_path).read_text(encoding="utf-8")
+    assert 'class="reference"' in page
+    assert "The dotted line is float32 SAM." in page
+
+
+def test_a_column_in_which_no_arm_has_a_value_is_left_out(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",))
+    assert "Cost until SAM's accuracy" in page_of(write_report(study, tmp_path).parent).text
+    arms = tuple(replace(arm, reach=Reach(None, None, "no curve")) for arm in study.arms)
+    assert "Cost until" not in page_of(write_report(replace(study, arms=arms), tmp_path).parent).text
+
+
+def test_options_that_all_arms_share_are_told_once(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",))
+    options = {
+        arm.name: {"base": "sgd", "lr": 0.4, "derived": {"class": arm.role, "groups": [{"role": "bias", "rho": None}]}}
+        for arm in study.arms
+    }
+    study = replace(study, results=replace(study.results, options=options))
+    text = page_of(write_report(study, tmp_path).parent).text
+    assert text.count("lr 0.4") == 1
+    assert "every arm base sgd, lr 0.4, derived groups (role bias, rho none)" in text
+    assert "W4A4 SAM derived class sam" in text
+
+
+def test_hostile_names_are_shown_and_not_executed(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",), title=HOSTILE, question=HOSTILE, description=HOSTILE, command=HOSTILE)
+    arms = tuple(replace(arm, label=HOSTILE, method_label=HOSTILE, group=HOSTILE) for arm in study.arms)
+    study = replace(study, arms=arms, caveats=(HOSTILE,), protocol=((HOSTILE, HOSTILE),))
+    out = write_report(study, tmp_path).parent
     page = page_of(out)
-    assert page.text.count("Of 14 other methods at ") == 2
-    assert "The intervals stand in the table." in page.text
-    assert "Of each precision 10 arms at most" in page.text
-    svg = (out / "figures" / "accuracy_vs_evaluations.svg").read_text()
-    assert svg.count('<g id="axes_') == 2
+    assert page.tags.count("script") == 1
+    assert page.text.count(HOSTILE) > 20
+    assert "<script" not in (out / "summary.md").read_text(encoding="utf-8")
+    for figure in (out / "figures").iterdir():
+        assert "<script" not in figure.read_text(encoding="utf-8")
 
 
-def test_a_long_name_of_a_curve_stays_in_the_figure(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    name = "W4A4 half of the batch at three steps of ten"
-    runs = make_run("w4a4", "vsam", 0, label=name)
-    out = build_report([runs], tmp_path / "out", title="long").parent
-    for figure in ("learning_curves", "cost_and_psf"):
-        pixels = image.imread(out / "figures" / f"{figure}.png")
-        assert (pixels[:, -3:] == 1.0).all(), figure
+def test_a_spreadsheet_computes_nothing_that_a_name_says(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",))
+    signs = ("=1+1", "+1", "-1", "@a", "\tx", "SAM")
+    arms = tuple(replace(arm, label=label) for arm, label in zip(study.arms, signs, strict=True))
+    runs = study.results.runs.assign(label="=cmd()")
+    out = write_report(replace(study, arms=arms, results=replace(study.results, runs=runs)), tmp_path).parent
+    assert list(pd.read_csv(out / "arms.csv")["label"]) == ["'=1+1", "'+1", "'-1", "'@a", "'\tx", "SAM"]
+    assert set(pd.read_csv(out / "results.csv")["label"]) == {"'=cmd()"}
+    assert pd.read_csv(out / "arms.csv")["to_sam_points"].min() < 0
 
 
-def test_one_seed_has_no_interval_and_one_run_reports(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    out = build_report([make_run("w4a4", "vsam", 0)], tmp_path / "out", title="one run").parent
-    page = page_of(out)
-    assert "One seed per arm" in page.text
-    assert "[" not in page.text
-    arms = pd.read_csv(out / "arms.csv")
-    assert arms["test_accuracy_percent_low"].isna().all()
-    # a single point is no trade-off
-    assert not (out / "figures" / "accuracy_vs_evaluations.svg").exists()
-    assert (out / "figures" / "learning_curves.svg").exists()
+def test_the_cells_of_the_summary_are_separated_and_readable_as_they_are(report: Path) -> None:
+    text = (report / "summary.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| W4A4 VSAM |") and "kB" in line)
+    assert re.search(r"\| 9\d\.\d\d \[9\d\.\d\d, 9\d\.\d\d\] \| .0\.\d\d \[.0\.\d\d, .0\.\d\d\]; equivalent \|", row)
+    assert "&lt;" not in text
+    lines = text.splitlines()
+    heads = [line for line in lines if line.startswith("| Arm |")]
+    assert heads[0].count("|") == row.count("|")
+    for name in re.findall(r"!\[[^]]*\]\((.*?)\)", text):
+        assert (report / name).is_file()
 
 
-def test_results_csv_holds_a_row_per_run_with_its_exports_and_the_corrected_p_value(report: Path) -> None:
-    frame = pd.read_csv(report / "results.csv")
-    assert len(frame) == 72
-    exported = frame[frame["export_onnx_latency_ms"].notna()]
-    assert set(exported["seed"]) == {0}
-    assert len(exported) == 9
-    arms = pd.read_csv(report / "arms.csv").set_index("arm")
-    for arm, rows in frame.groupby("arm"):
-        assert 100 * rows["test_accuracy"].mean() == pytest.approx(arms.loc[arm, "test_accuracy_percent"])
-        assert rows["arm_p_holm_against_sgd"].iloc[0] == pytest.approx(arms.loc[arm, "p_holm_against_sgd"], nan_ok=True)
+def test_signs_that_mean_nothing_to_markdown_stay_as_they_are(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",), caveats=("p < 0.001 & n > 3, split_sgd, [0.1, 0.2]", "a_b_ *c* <b>"))
+    text = (write_report(study, tmp_path).parent / "summary.md").read_text(encoding="utf-8")
+    assert "- p < 0.001 & n > 3, split_sgd, [0.1, 0.2]" in text
+    assert r"- a_b\_ \*c\* &lt;b>" in text
 
 
-def test_the_summary_holds_the_table_of_the_page(report: Path) -> None:
-    lines = (report / "summary.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("| W4A4 VSAM |")]
-    assert len(rows) == 3
-    widths = {line.count("|") for line in lines if line.startswith("| ") and "Gradient" in line}
-    assert {rows[0].count("|")} == widths
-    arms = pd.read_csv(report / "arms.csv").set_index("arm")
-    assert f"{arms.loc['w4a4-vsam', 'test_accuracy_percent']:.2f}" in rows[0]
+def test_arms_csv_holds_the_numbers_of_the_study_under_names_of_their_own(report: Path) -> None:
+    study = make_study()
+    frame = pd.read_csv(report / "arms.csv").set_index("arm")
+    assert frame.columns.is_unique
+    for arm in study.arms:
+        row = frame.loc[arm.name]
+        assert row["test_accuracy_percent"] == pytest.approx(arm.accuracy.value)
+        assert row["test_accuracy_percent_low"] == pytest.approx(arm.accuracy.low)
+        assert row["run_time"] == pytest.approx(arm.run_time.value if arm.run_time else None)
+        assert row["file_bytes_packed"] == arm.file_bytes["packed"]
+        assert row["best_of_group"] == arm.best
+        if arm.verdict is not None:
+            assert row["verdict"] == arm.verdict.word
+            assert row["margin_points"] == arm.verdict.margin
 
 
-def test_author_notes_command_and_protocol_are_on_the_page(report: Path) -> None:
-    text = page_of(report).text
-    for expected in (
-        "rho was tuned.",
-        "qat-vsam compare digits",
-        "300 training images",
-        "torch 2.14.1",
-        "medians of 30",
-    ):
-        assert expected in text
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precisions": ("w4a4",), "methods": ("vsam",)},
+        {"methods": ("sgd", "vsam")},
+        {"methods": ("sam", "vsam")},
+        {"seeds": 1},
+        {"seeds": 2},
+        {"bench": False},
+        {"epochs": 0},
+        {"epochs": 2},
+        {"tuned": False},
+        {"seeds": 1, "precisions": ("float32",), "methods": ("sgd",), "bench": False, "epochs": 0, "tuned": False},
+    ],
+    ids=str,
+)
+def test_a_study_may_lack_almost_everything(changes: dict[str, Any], tmp_path: Path) -> None:
+    study = make_study(**changes)
+    out = write_report(study, tmp_path).parent
+    text = page_of(out).text
+    assert study.sentence in text
+    assert not re.search(r"\bnan\b|\bNone\b|\binf\b", text)
+    assert "nan" not in "".join(path.read_text(encoding="utf-8") for path in (out / "figures").iterdir())
 
 
-def test_an_out_that_is_a_file_is_refused_in_one_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_very_long_names_are_whole_in_the_table(tmp_path: Path) -> None:
+    study = make_study(precisions=("w4a4",))
+    name = "half of the batch, " * 40
+    arms = tuple(replace(arm, label=f"{name} {arm.label}") for arm in study.arms)
+    text = (write_report(replace(study, arms=arms), tmp_path)).read_text(encoding="utf-8")
+    assert f">{name} W4A4 SAM" in text
+
+
+def test_five_hundred_arms_of_twenty_seeds_fit_ten_megabytes(tmp_path: Path) -> None:
+    study = make_study(seeds=20, copies=28, epochs=3)
+    assert len(study.arms) >= 500
+    page = write_report(study, tmp_path)
+    assert page.stat().st_size <= 10e6
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 20e6
+
+
+def test_a_report_of_run_folders_is_that_of_the_study_in_them(comparison: Path, tmp_path: Path) -> None:
+    out = build_report(comparison, tmp_path / "out", title="Digits", command="qat-vsam compare digits").parent
+    assert len(pd.read_csv(out / "results.csv")) == 72
+    assert "qat-vsam compare digits" in page_of(out).text
+
+
+def test_an_out_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(InputError, match="expected a folder that can be written"):
-        build_report(make_run("w4a4", "sgd", 0), tmp_path / "out", title="x")
+        write_report(make_study(precisions=("w4a4",)), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_several_run_folders_need_a_place_for_their_report(make_run: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="name it with --out"):
+        build_report([make_run("w4a4", "sgd", 0)])

@@ -10,7 +10,7 @@ import pytest
 
 from qat_vsam.report import answer_lines, load_study
 from qat_vsam.report.formats import MINUS, TIMES
-from qat_vsam.report.frames import arms_frame, runs_frame
+from qat_vsam.report.page.sheets import arms_frame, runs_frame
 
 Points = Mapping[str, float]
 
