@@ -9,6 +9,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -90,12 +91,36 @@ def test_the_python_examples_of_the_readmes_run(page: str, tmp_path: Path, monke
         exec(compile(example, page, "exec"), {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("page", ["README.md", "reports/README.md", "qat_vsam/quant/README.md", "qat_vsam/optim/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "reports/README.md", "qat_vsam/quant/README.md", "qat_vsam/optim/README.md"]
+)
 def test_every_link_of_the_readmes_leads_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     missing = [target for target in targets if "://" not in target and not ((ROOT / page).parent / target).exists()]
-    assert targets
     assert not missing
+
+
+def table_of_the_readme() -> list[list[str]]:
+    """The cells of its one table, without head."""
+    lines = [line for line in README.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("cells", table_of_the_readme(), ids=lambda cells: f"{cells[0]} {cells[1]}")
+def test_every_row_of_the_readmes_table_is_what_its_study_found(cells: list[str]) -> None:
+    link, group, *figures = cells
+    found = re.search(r"\]\((.+)/summary\.md\)", link)
+    assert found
+    arms = pd.read_csv(ROOT / found[1] / "arms.csv")
+    role = arms[arms["group"] == group].set_index("role")
+    vsam = role.loc["vsam"]
+    accuracies = [f"{role.loc[name, 'test_accuracy_percent']:.2f}" for name in ("sgd", "sam", "vsam")]
+    assert figures == [*accuracies, vsam["verdict"], vsam["against_sgd"]]
+
+
+def test_the_readme_has_one_short_table_and_one_figure() -> None:
+    assert 0 < len(table_of_the_readme()) <= 8
+    assert len(re.findall(r"^!\[", README, flags=re.M)) == 1
 
 
 def test_the_readme_is_short() -> None:

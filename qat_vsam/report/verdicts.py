@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qat_vsam.report.arm import Verdict
-from qat_vsam.report.formats import signed
 from qat_vsam.report.statistics import (
     CONFIDENCE,
     Estimate,
@@ -142,15 +141,15 @@ def not_established(estimate: Estimate | None) -> str:
 
     Example:
         >>> not_established(Estimate(0.35, -0.01, 0.70, n=5))
-        'not established: 5 seeds; a gain up to +0.70 points or a loss up to \N{MINUS SIGN}0.01 is possible'
+        'not established: 5 seeds; a gain up to 0.70 points or a loss up to 0.01 is possible'
     """
     if estimate is None or estimate.value is None:
         return "not established: " + (estimate.note if estimate is not None and estimate.note else "nothing to compare")
     seeds = "1 seed" if estimate.n == 1 else f"{estimate.n} seeds"
     if estimate.low is None or estimate.high is None:
         return f"not established: {seeds}" + ("" if estimate.n == 1 else f", {estimate.note}")
-    allowed = [f"a gain up to {signed(estimate.high)} points"] if estimate.high > 0 else []
-    allowed += [f"a loss up to {signed(estimate.low)}" + ("" if allowed else " points")] if estimate.low < 0 else []
+    allowed = [f"a gain up to {estimate.high:.2f} points"] if estimate.high > 0 else []
+    allowed += [f"a loss up to {-estimate.low:.2f}" + ("" if allowed else " points")] if estimate.low < 0 else []
     return f"not established: {seeds}; {' or '.join(allowed)} is possible"
 
 

@@ -79,11 +79,11 @@ def test_time_stands_beside_the_gradients_where_it_was_measured(study_of: Callab
         ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0, "w4a4-vsam": 95.2}, f": worse than SAM ({MINUS}0.80 ["),
         (
             {"w4a4-sgd": 95.0, "w4a4-sam": 95.0, "w4a4-vsam": 95.0},
-            ": undecided against SAM (not established: 8 seeds; a gain up to +",
+            ": undecided against SAM (not established: 8 seeds; a gain up to ",
         ),
         (
             {"w4a4-sgd": 95.0, "w4a4-sam": 95.0, "w4a4-vsam": 95.0},
-            "SAM's own gain over SGD is not established: 8 seeds; a gain up to +",
+            "SAM's own gain over SGD is not established: 8 seeds; a gain up to ",
         ),
         ({"w4a4-sgd": 95.0, "w4a4-vsam": 96.0}, "W4A4: VSAM 96.0 %, SGD 95.0 %: better than SGD (+1.00 ["),
         ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0}, "W4A4: SAM 96.0 %, SGD 95.0 %: SAM is better than SGD (+1.00 ["),
