@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy, mse_loss
 
 import qat_vsam as qv
 
@@ -59,7 +59,7 @@ def digits(label_noise: float) -> Task:
 def generated_images() -> Task:
     """Ten smooth patterns, shifted by up to two pixels, under as much noise: 600 images of 10 x 10 to learn from."""
     generator = torch.Generator().manual_seed(0)
-    patterns = F.avg_pool2d(torch.randn(10, 1, 10, 10, generator=generator), 3, 1, 1) * 3
+    patterns = avg_pool2d(torch.randn(10, 1, 10, 10, generator=generator), 3, 1, 1) * 3
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.randint(0, 10, (count,), generator=generator)
@@ -106,7 +106,7 @@ def score(task: Task, seed: int, member: type[torch.optim.Optimizer]) -> float:
     for group in groups:
         if group["role"] == "step_size":
             group["lr"] = task.lr / 10
-    loss_of = F.cross_entropy if task.y.dtype == torch.int64 else F.mse_loss
+    loss_of = cross_entropy if task.y.dtype == torch.int64 else mse_loss
     optimizer: Any = torch.optim.SGD(groups, lr=task.lr, momentum=0.9)
     if member is qv.VSAM:
         optimizer = qv.VSAM(groups, torch.optim.SGD, model=model, lr=task.lr, momentum=0.9)
@@ -128,8 +128,8 @@ def score(task: Task, seed: int, member: type[torch.optim.Optimizer]) -> float:
     model.eval()
     with torch.no_grad():
         answers = model(task.test_x)
-    if loss_of is F.mse_loss:
-        return 100 * (1 - float(F.mse_loss(answers, task.test_y) / task.test_y.var()))
+    if loss_of is mse_loss:
+        return 100 * (1 - float(mse_loss(answers, task.test_y) / task.test_y.var()))
     return 100 * float((answers.argmax(1) == task.test_y).float().mean())
 
 
