@@ -17,7 +17,7 @@ from qat_vsam.report.statistics import (
     share_kept,
 )
 from qat_vsam.report.study import AnswerRow, Study, answer_lines, load_study
-from qat_vsam.report.verdicts import Judgement, Scores, judge, not_established
+from qat_vsam.report.verdicts import Judgement, Scores, judge
 
 __all__ = [
     "AnswerRow",
@@ -40,7 +40,6 @@ __all__ = [
     "load_results",
     "load_study",
     "mean_interval",
-    "not_established",
     "paired_difference",
     "pareto_front",
     "ratio_of_gains",

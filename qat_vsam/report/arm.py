@@ -56,6 +56,7 @@ class Arm:
         to_float_sam, to_sam, to_sgd, to_split: paired differences; None where there is no such arm.
         verdict: against SAM of the same precision; None for SAM, and where there is none.
         sgd_word: "better", "worse" or "not established" against SGD of the same precision, by the corrected `p_sgd`.
+        claims: how many claims of the page its p-values are corrected for.
         share, share_over_split, share_over_own_controls: share of SAM's gain kept: (arm - SGD) / (SAM - SGD);
             (arm - split) / (SAM - split), in which SAM does not split; (arm - split) / (SAM - SGD), in which each is
             measured against its own control. None where the question does not arise, without a value where SAM's gain
@@ -87,6 +88,7 @@ class Arm:
     verdict: Verdict | None = None
     sgd_word: str | None = None
     p_sgd: float | None = None
+    claims: int = 0
     share: Estimate | None = None
     share_over_split: Estimate | None = None
     share_over_own_controls: Estimate | None = None

@@ -176,6 +176,7 @@ def _summarise_arm(study: _Study, name: str, rows: pd.DataFrame) -> Arm:
         verdict=judgement.verdicts.get(name),
         sgd_word=judgement.sgd_words.get(name),
         p_sgd=judgement.p_sgd.get(name),
+        claims=judgement.claims,
         gradients=cost.gradients,
         run_gradients=cost.run_gradients,
         step_time=cost.step_time,

@@ -70,6 +70,18 @@ def size(count: float | None) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
+def spread(counts: Iterable[float]) -> str:
+    """From the least to the most of some counts.
+
+    Example:
+        >>> spread([300, 300]), spread([500, 20000])
+        ('300', '500 to 20,000')
+    """
+    known = [int(count) for count in counts]
+    low, high = min(known), max(known)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 def joined(names: Iterable[str]) -> str:
     """Names in a row that can be told apart, whatever signs they hold.
 

@@ -16,6 +16,7 @@ from qat_vsam.report.formats import interval
 from qat_vsam.report.protocol import caveats, option_lines, protocol, warnings
 from qat_vsam.report.provenance import Provenance
 from qat_vsam.report.results import Results, load_results
+from qat_vsam.report.wording import terms
 
 __all__ = ["AnswerRow", "Study", "answer_lines", "load_study"]
 
@@ -31,7 +32,7 @@ class Study:
         notes: caveats of the author; they come first among `caveats`.
         arms: the rows of the table.
         answer: at most five of them, which tell the answer.
-        sentence: the answer in one sentence.
+        sentence: the answer in words.
         protocol: pairs of a heading and a line: how the numbers were made.
         options: arm's label and all options of its optimizer.
         caveats: what the numbers cannot say.
@@ -62,6 +63,11 @@ class Study:
     trials: pd.DataFrame
     provenance: Provenance
     results: Results
+
+    @property
+    def terms(self) -> str:
+        """The terms of the answer's rows, spelled out."""
+        return terms([row.arm for row in self.answer])
 
     @property
     def epochs(self) -> pd.DataFrame:
@@ -128,13 +134,13 @@ def load_study(
 
 
 def answer_lines(study: Study) -> list[str]:
-    """The answer for a terminal: warnings, the question, the rows in columns, and the sentence."""
+    """The answer for a terminal: warnings, the question, the rows in columns, their terms, and the sentence."""
     rows = []
     for row in study.answer:
         value, ends = row.accuracy.value, "" if row.accuracy.low is None else " " + interval(row.accuracy, plus=False)
         accuracy = "" if value is None else f"{value:.2f} %{ends}"
-        rows.append((row.label, accuracy, row.cost, row.verdict))
+        rows.append((row.label, accuracy, row.cost, row.line))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     question = [study.question] if study.question else []
-    return [*study.warnings, *question, *table, study.sentence]
+    return [*study.warnings, *question, *table, *([study.terms] if study.terms else []), study.sentence]

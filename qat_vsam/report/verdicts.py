@@ -33,8 +33,8 @@ from qat_vsam.report.statistics import (
 
 SHARE_OF_GAIN = 0.2
 FEWEST_SEEDS = 3
-NO_MARGIN = "SAM's gain is not established here, so no margin follows from it"
-NO_SGD = "no SGD of the same bits, so no margin follows from SAM's gain"
+NO_MARGIN = "what counts as equal follows from SAM's gain, which is not established here"
+NO_SGD = "what counts as equal follows from SAM's gain, and there is no SGD of the same bits"
 REFERENCES = ("sgd", "sam", "split_sgd")
 
 BySeed = Mapping[int, float]
@@ -134,23 +134,6 @@ def judge(arms: Sequence[Scores], margin: float | None = None) -> Judgement:
         split_gains=frozenset(group for group in gains if made.sign(("split", sams[group])) > 0),
         claims=len(corrected),
     )
-
-
-def not_established(estimate: Estimate | None) -> str:
-    """A null result in words: how many seeds, and what the interval still allows.
-
-    Example:
-        >>> not_established(Estimate(0.35, -0.01, 0.70, n=5))
-        'not established: 5 seeds; a gain up to 0.70 points or a loss up to 0.01 is possible'
-    """
-    if estimate is None or estimate.value is None:
-        return "not established: " + (estimate.note if estimate is not None and estimate.note else "nothing to compare")
-    seeds = "1 seed" if estimate.n == 1 else f"{estimate.n} seeds"
-    if estimate.low is None or estimate.high is None:
-        return f"not established: {seeds}" + ("" if estimate.n == 1 else f", {estimate.note}")
-    allowed = [f"a gain up to {estimate.high:.2f} points"] if estimate.high > 0 else []
-    allowed += [f"a loss up to {-estimate.low:.2f}" + ("" if allowed else " points")] if estimate.low < 0 else []
-    return f"not established: {seeds}; {' or '.join(allowed)} is possible"
 
 
 _WORDS = {1: "better", -1: "worse"}

@@ -28,6 +28,8 @@ METHODS: dict[str, tuple[str, str, float, float, float]] = {
 }
 PRECISIONS = {"float32": ("Float32", 0.0, 1.0), "w4a4": ("W4A4", -0.1, 0.71), "w2a2": ("W2A2", -1.6, 0.73)}
 MARGIN = 0.2
+IMAGES = {"train_images": 300, "test_images": 997}
+CLAIMS = 40
 EPOCHS = 40
 
 
@@ -153,6 +155,7 @@ def _arm(key: tuple[str, str, int], accuracy: dict[tuple[str, str, int], dict[in
         to_split=to("split"),
         verdict=None if to_sam is None else _verdict(to_sam),
         sgd_word=None if to_sgd is None else "better" if to_sgd.above_zero else "not established",
+        claims=CLAIMS,
         p_sgd=None if to_sgd is None or to_sgd.p_value is None else min(1.0, 5 * to_sgd.p_value),
         gradients=gradients,
         run_gradients=gradients,
@@ -175,7 +178,7 @@ def _verdict(difference: Estimate) -> Verdict:
 
 def _runs(arms: Sequence[Arm], accuracy: dict[tuple[str, str, int], dict[int, float]]) -> pd.DataFrame:
     rows = [
-        {"arm": arm.name, "label": arm.label, "seed": seed, "test_accuracy": value / 100}
+        {"arm": arm.name, "label": arm.label, "seed": seed, "test_accuracy": value / 100, **IMAGES}
         for arm, values in zip(arms, accuracy.values(), strict=True)
         for seed, value in values.items()
     ]

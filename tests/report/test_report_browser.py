@@ -141,7 +141,7 @@ def test_cheap_sorts_first_and_arms_without_a_value_stand_last_at_both_ends(look
 
 def test_names_sort_as_words(look: Callable[..., Any]) -> None:
     browser = look()
-    head(browser, "Arm").click()
+    head(browser, "Method").click()
     assert rows(browser) == sorted(rows(browser), key=str.lower)
 
 
@@ -153,7 +153,7 @@ def test_the_table_is_filtered_by_text_and_by_precision_and_counts_what_is_left(
     assert rows(browser) == [name for name in everything if "VSAM" in name]
     browser.find_element("xpath", "//span[@id='groups']/button[.='W4A4']").click()
     assert rows(browser) == [name for name in everything if "VSAM" in name and "W4A4" not in name]
-    assert browser.find_element("id", "count").text == f"{len(rows(browser))} of {len(everything)} arms"
+    assert browser.find_element("id", "count").text == f"{len(rows(browser))} of {len(everything)} methods"
     heads = [
         element.text for element in browser.find_elements("css selector", "#arms .group") if element.is_displayed()
     ]

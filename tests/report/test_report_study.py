@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qat_vsam.report import answer_lines, load_study
-from qat_vsam.report.formats import MINUS, TIMES
+from qat_vsam.report.formats import TIMES
 from qat_vsam.report.page.sheets import arms_frame, runs_frame
 
 Points = Mapping[str, float]
@@ -55,12 +55,22 @@ def test_the_answer_is_five_rows_about_the_most_bits_that_have_all_three(study_o
     assert [row.arm.name for row in study.answer] == ["float32-sgd", "float32-sam", "w4a4-sgd", "w4a4-sam", "w4a4-vsam"]
     assert [row.label for row in study.answer] == [row.arm.label for row in study.answer]
     vsam = study.answer[-1]
-    assert vsam.cost == f"1.25 {TIMES} gradients"
-    assert vsam.verdict.startswith("equivalent to SAM (+0.04 [")
-    assert vsam.verdict.endswith("margin 0.22)")
+    assert vsam.cost == f"1.25 {TIMES} SGD's gradients"
+    assert vsam.verdict == "equivalent to SAM"
+    assert vsam.details[0].startswith("+0.04 [")
+    assert vsam.details[0].endswith("; counts as equal within ±0.22")
+    assert vsam.details[1].startswith("better than SGD: +1.14 [")
     # never the best one, which would be chosen on the test set
-    assert study.sentence.startswith("W4A4: VSAM 96.2 %, SAM 96.2 %, SGD 95.1 %: equivalent to SAM (+0.04 [")
-    assert study.sentence.endswith(" at 1.25 of float32 SGD's gradients.")
+    accuracies = "W4A4: VSAM 96.24 %, SAM 96.20 %, SGD 95.10 %. VSAM is equivalent to SAM: a loss of up to 0."
+    assert study.sentence.startswith(accuracies)
+    assert "; within 0.22 points it counts as equal. It is better than SGD: a gain of 1." in study.sentence
+    assert "It costs 1.25 times float32 SGD's gradients. " in study.sentence
+
+
+def test_other_vsams_of_the_bits_and_the_vsam_of_other_bits_follow_in_short(study_of: Callable[..., Path]) -> None:
+    sentence = load_study(study_of(FULL)).sentence
+    assert " gradients. VSAM variance: better than SAM (+0.80 [" in sentence
+    assert sentence.endswith("]). W2A2 VSAM: equivalent to SAM.")
 
 
 def test_time_stands_beside_the_gradients_where_it_was_measured(study_of: Callable[..., Path]) -> None:
@@ -68,27 +78,31 @@ def test_time_stands_beside_the_gradients_where_it_was_measured(study_of: Callab
     rows = '[{"arm": "w4a4-vsam", "ratio": 1.31, "ratio_low": 1.3, "ratio_high": 1.33, "n": 30}]'
     (root / "bench.json").write_text('{"unit": "float32 SGD step", "rows": ' + rows + "}")
     study = load_study(root)
-    assert study.sentence.endswith(" at 1.25 of float32 SGD's gradients and 1.31 of its time.")
-    assert study.answer[-1].cost == f"1.25 {TIMES} gradients, 1.31 {TIMES} time"
+    assert " It costs 1.25 times float32 SGD's gradients and 1.31 times its time. " in study.sentence
+    assert study.answer[-1].cost == f"1.25 {TIMES} SGD's gradients, 1.31 {TIMES} its time"
+    assert study.answer[0].cost == f"1.00 {TIMES} SGD's gradients, time not measured"
 
 
 @pytest.mark.parametrize(
     ("points", "said"),
     [
-        ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0, "w4a4-vsam": 97.0}, ": better than SAM (+1.00 ["),
-        ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0, "w4a4-vsam": 95.2}, f": worse than SAM ({MINUS}0.80 ["),
+        ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0, "w4a4-vsam": 97.0}, ". VSAM is better than SAM: a gain of 0."),
+        ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0, "w4a4-vsam": 95.2}, ". VSAM is worse than SAM: a loss of 0."),
         (
             {"w4a4-sgd": 95.0, "w4a4-sam": 95.0, "w4a4-vsam": 95.0},
-            ": undecided against SAM (not established: 8 seeds; a gain up to ",
+            ". VSAM is undecided against SAM: a loss of up to 0.",
         ),
         (
             {"w4a4-sgd": 95.0, "w4a4-sam": 95.0, "w4a4-vsam": 95.0},
-            "SAM's own gain over SGD is not established: 8 seeds; a gain up to ",
+            " SAM is undecided against SGD: a loss of up to 0.",
         ),
-        ({"w4a4-sgd": 95.0, "w4a4-vsam": 96.0}, "W4A4: VSAM 96.0 %, SGD 95.0 %: better than SGD (+1.00 ["),
-        ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0}, "W4A4: SAM 96.0 %, SGD 95.0 %: SAM is better than SGD (+1.00 ["),
-        ({"w4a4-sgd": 95.0}, "W4A4: SGD 95.0 % at 1.00 of float32 SGD's gradients."),
-        ({"w4a4-vsam": 95.0}, "W4A4: VSAM 95.0 %."),
+        (
+            {"w4a4-sgd": 95.0, "w4a4-vsam": 96.0},
+            "W4A4: VSAM 96.00 %, SGD 95.00 %. VSAM is better than SGD: a gain of 0.",
+        ),
+        ({"w4a4-sgd": 95.0, "w4a4-sam": 96.0}, "W4A4: SAM 96.00 %, SGD 95.00 %. SAM is better than SGD: a gain of 0."),
+        ({"w4a4-sgd": 95.0}, "W4A4: SGD 95.00 %. It costs 1.00 times float32 SGD's gradients."),
+        ({"w4a4-vsam": 95.0}, "W4A4: VSAM 95.00 %."),
     ],
 )
 def test_the_sentence_says_no_more_than_the_tests_allow(
@@ -100,7 +114,7 @@ def test_the_sentence_says_no_more_than_the_tests_allow(
 def test_float32_answers_where_nothing_is_quantized(study_of: Callable[..., Path]) -> None:
     study = load_study(study_of({"float32-sgd": 95.0, "float32-sam": 96.0, "float32-vsam": 96.0}))
     assert [row.arm.name for row in study.answer] == ["float32-sgd", "float32-sam", "float32-vsam"]
-    assert study.sentence.startswith("Float32: VSAM 96.0 %")
+    assert study.sentence.startswith("Float32: VSAM 96.00 %")
 
 
 def test_two_seeds_are_warned_of_before_anything_else(study_of: Callable[..., Path]) -> None:
@@ -109,7 +123,8 @@ def test_two_seeds_are_warned_of_before_anything_else(study_of: Callable[..., Pa
     assert study.warnings[0] == "2 seeds: no difference can be established."
     assert answer_lines(study)[0] == study.warnings[0]
     assert {arm.verdict.word for arm in study.arms if arm.verdict} == {"undecided"}
-    assert "undecided against SAM (2 seeds: no difference can be established)" in study.sentence
+    assert "undecided against SAM: 2 seeds, by which no difference can be established." in study.sentence
+    assert study.sentence.count("2 seeds") == 1
     assert load_study(root / "w4a4-sgd" / "seed-0").warnings[0] == "1 seed: no difference can be established."
 
 
@@ -129,7 +144,7 @@ def test_the_terminal_gets_the_question_the_rows_and_the_sentence(study_of: Call
         "W4A4 VSAM",
     ]
     assert len({line.index("%") for line in lines[1:6]}) == 1
-    assert lines[6] == load_study(root).sentence
+    assert lines[6:] == [load_study(root).terms, load_study(root).sentence]
 
 
 def test_what_the_comparison_says_of_itself_is_taken_over(study_of: Callable[..., Path]) -> None:

@@ -8,23 +8,35 @@ from qat_vsam.report.arm import Arm
 from qat_vsam.report.names import FLOAT
 from qat_vsam.report.page.figure import ends, told
 from qat_vsam.report.page.palette import role_class
-from qat_vsam.report.page.scales import Scale, frame
+from qat_vsam.report.page.scales import Scale, frame, span
 from qat_vsam.report.page.svg import Drawing, element, line, mark, text
 
 _WIDTH, _HEIGHT = 132.0, 20.0
 _SIDE = 6.0
+# half the height of a whisker's ends: above and below the mark, so that the narrowest interval still shows
+_CAP = 7.0
 
 
 class Bars:
-    """Draws the accuracy of one arm after the other on the axis that all share."""
+    """Draws the accuracy of one arm after the other on the axis that all share.
 
-    def __init__(self, arms: Sequence[Arm]) -> None:
+    Args:
+        arms: that share the axis.
+        whole: whether it leaves no stray value outside, as it should where arms are few.
+    """
+
+    def __init__(self, arms: Sequence[Arm], *, whole: bool = False) -> None:
         known = [ends(arm.accuracy) for arm in arms if arm.accuracy.value is not None]
-        low, high = frame(known) if known else (0.0, 100.0)
+        low, high = (span if whole else frame)(known) if known else (0.0, 100.0)
         self._scale = Scale(max(low, 0.0), min(high, 100.0) if high > 100 > low else high, _SIDE, _WIDTH - _SIDE)
         sams = [arm for arm in arms if arm.role == "sam" and arm.precision == FLOAT]
         self._reference = sams[0].accuracy.value if sams else None
         self._outside = any(not self._scale.holds(value) for _, value, _ in known)
+
+    @property
+    def dotted(self) -> str:
+        """What the dotted line is; "" where there is none."""
+        return "" if self._reference is None else "dotted: float32 SAM"
 
     @property
     def legend(self) -> str:
@@ -52,8 +64,15 @@ class Bars:
         drawing = Drawing(_WIDTH, _HEIGHT, f"{arm.label}: {told(arm.accuracy)} %")
         if self._reference is not None:
             at = scale(self._reference)
-            drawing.add(line(at, 0, at, _HEIGHT, "reference"))
+            drawing.add(element("g", line(at, 0, at, _HEIGHT, "reference"), title="float32 SAM"))
         shape = "circle" if scale.holds(value) else "diamond"
-        parts = line(scale(low), middle, scale(high), middle, "whisker") + mark(scale(value), middle, shape, "mark", 4)
+        parts = line(scale(low), middle, scale(high), middle, "whisker")
+        if low < high:
+            parts += "".join(
+                line(scale(end), middle - _CAP, scale(end), middle + _CAP, "whisker")
+                for end in (low, high)
+                if scale.holds(end)
+            )
+        parts += mark(scale(value), middle, shape, "mark", 3)
         drawing.add(element("g", parts, title=f"{arm.label}: {told(arm.accuracy)} %", cls=role_class(arm.role)))
         return drawing.inline("bar")

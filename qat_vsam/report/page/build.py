@@ -8,6 +8,7 @@ from typing import Any
 
 from qat_vsam.errors import InputError, explain
 from qat_vsam.report.page import content, sheets
+from qat_vsam.report.page.bars import Bars
 from qat_vsam.report.page.render import INDEX_MARK, relative, render, write
 from qat_vsam.report.study import Study, load_study
 
@@ -77,6 +78,7 @@ def write_report(study: Study, out: Path, *, recipe: Path | None = None, index: 
         "links": links,
         "index": None if index is None else relative(index, out),
         "table": content.arms_table(study.arms),
+        "bars": Bars([row.arm for row in study.answer], whole=True),
         "figures": figures,
         "common": common,
         "options": options,

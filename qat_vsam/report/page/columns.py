@@ -48,7 +48,7 @@ class Column:
 
 
 _ACCURACY = "Accuracy"
-_COST = "Training cost, in float32 SGD runs"
+_COST = "Training cost (float32 SGD = 1)"
 _REACH = "Cost until SAM's accuracy"
 _KEPT = "Against the controls"
 
@@ -70,7 +70,7 @@ _COLUMNS = (
         bar=True,
     ),
     Column(
-        "To SAM, same bits",
+        "Difference to SAM of the same bits",
         "to_sam_points",
         lambda a: a.to_sam,
         lambda a: cells.estimate(a.to_sam, plus=True, word=a.verdict.word if a.verdict else ""),
@@ -83,7 +83,7 @@ _COLUMNS = (
     Column("Verdict", "verdict", lambda a: a.verdict.word if a.verdict else None),
     Column("Verdict's note", "verdict_note", lambda a: a.verdict.note if a.verdict else None),
     Column(
-        "To SAM, float32",
+        "Difference to float32 SAM",
         "to_float32_sam_points",
         lambda a: a.to_float_sam,
         lambda a: cells.estimate(a.to_float_sam, plus=True),
@@ -148,7 +148,7 @@ _COLUMNS = (
         folded=True,
     ),
     Column(
-        "To SGD, same bits",
+        "Difference to SGD of the same bits",
         "to_sgd_points",
         lambda a: a.to_sgd,
         lambda a: cells.estimate(a.to_sgd, plus=True, word=a.sgd_word or "", p=forms.p(a.p_sgd)),
@@ -160,7 +160,7 @@ _COLUMNS = (
     Column("Against SGD", "against_sgd", lambda a: a.sgd_word),
     Column("p against SGD", "against_sgd_p_holm", lambda a: a.p_sgd),
     Column(
-        "To the split control",
+        "Difference to the split control",
         "to_split_control_points",
         lambda a: a.to_split,
         lambda a: cells.estimate(a.to_split, plus=True),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from qat_vsam.report.arm import Arm
+from qat_vsam.report.formats import spread
 from qat_vsam.report.page.bars import Bars
 from qat_vsam.report.page.cells import Cell
 from qat_vsam.report.page.columns import Column, page_columns
@@ -61,27 +62,33 @@ def figures(study: Study) -> list[Figure]:
 
 
 def sample(study: Study) -> str:
-    """How many seeds and draws of the data the arms have, and so what their intervals cover.
+    """How many seeds, images and draws of them a study has, and so what its intervals cover.
 
     Args:
         study: with at least one arm.
     """
     arms = [arm for arm in study.arms if arm.trained] or study.arms
     seeds, draws = [len(arm.seeds) for arm in arms], [arm.draws for arm in arms]
-    counted = f"{max(seeds)} seeds" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
+    parts = ["1 seed" if max(seeds) == 1 else f"{spread(seeds)} seeds"]
+    runs = study.results.runs
+    known = [(what, runs[column].dropna()) for what, column in (("training", "train_images"), ("test", "test_images"))]
+    images = " and ".join(f"{spread(counts)} {what}" for what, counts in known if len(counts))
+    parts += [f"{images} images"] if images else []
     if max(seeds) == 1:
-        return "1 seed, no intervals"
-    if max(draws) == 1:
-        return f"{counted}, one draw of the data: intervals cover the seed alone"
-    drawn = f"{max(draws)}" if min(draws) == max(draws) else f"{min(draws)} to {max(draws)}"
-    return f"{counted}, {drawn} draws of the data" + (": intervals cover both" if min(draws) > 1 else "")
+        parts.append("no intervals")
+    elif max(draws) == 1:
+        parts.append("one draw of the images, so intervals cover the seed alone")
+    else:
+        covered = ", so intervals cover seed and draw" if min(draws) > 1 else ""
+        parts.append(f"{spread(draws)} draws of the images{covered}")
+    return "; ".join(parts)
 
 
 def standing(study: Study) -> str:
-    """Whether a default was fitted on the study's tasks."""
+    """Whether VSAM's default was fitted on the study's tasks; "" where nobody says."""
     if study.fitted is None:
-        return "not said: whether it was chosen on these tasks"
-    return "fitted on: chosen on these tasks" if study.fitted else "never seen: not chosen on these tasks"
+        return ""
+    return "VSAM's default was tuned on these very tasks" if study.fitted else "VSAM's default never met these tasks"
 
 
 def split_options(study: Study) -> tuple[str, list[tuple[str, str]]]:

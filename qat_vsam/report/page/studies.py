@@ -25,13 +25,13 @@ class Listed:
 
     @property
     def sample(self) -> str:
-        """How many seeds and draws, and what the intervals cover."""
+        """How many seeds, images and draws, and what the intervals cover."""
         return content.sample(self.study)
 
     @property
     def default(self) -> str:
-        """Whether VSAM's default was fitted on its tasks, in two words."""
-        return content.standing(self.study).partition(":")[0]
+        """Whether VSAM's default was fitted on its tasks."""
+        return content.standing(self.study)
 
 
 def build_all(root: Path) -> Path:

@@ -41,7 +41,7 @@
     for (const head of heads) {
       head.hidden = sorted || !shown.some((row) => row.dataset.group === head.dataset.group);
     }
-    count.textContent = `${shown.length} of ${rows.length} arms`;
+    count.textContent = `${shown.length} of ${rows.length} methods`;
   };
   find.addEventListener("input", filter);
   for (const button of buttons) {
