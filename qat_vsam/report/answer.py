@@ -9,7 +9,7 @@ from qat_vsam.report.arm import Arm
 from qat_vsam.report.names import FLOAT
 from qat_vsam.report.statistics import Estimate
 from qat_vsam.report.verdicts import FEWEST_SEEDS
-from qat_vsam.report.wording import against, cost_sentence, cost_text, numbers, verdict_sentences, verdict_words
+from qat_vsam.report.wording import against, cost_sentence, cost_text, verdict_sentences, verdict_words
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def answer_sentence(arms: Sequence[Arm]) -> str:
         sentences.append(verdict_sentences(sam))
     for arm in group:
         if arm.role == "vsam" and arm is not main and arm.verdict is not None and arm.to_sam is not None:
-            sentences.append(f"{arm.method_label}: {against(arm.verdict.word, 'SAM')} ({numbers(arm.to_sam)}).")
+            word, details = verdict_words(arm)
+            sentences.append(f"{arm.method_label}: {word} ({'; '.join(details)}).")
     for name in dict.fromkeys(arm.group for arm in arms if arm.group != subject.group):
         other = main_arm([arm for arm in arms if arm.group == name])
         if other is not None and other.verdict is not None:
