@@ -142,7 +142,10 @@ def test_a_model_trains_with_every_method_and_its_integers_compute_the_same(meth
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     model.eval()
-    torch.testing.assert_close(integer_model(model)(x), model(x), rtol=1e-3, atol=1e-4)
+    difference = (integer_model(model)(x) - model(x)).detach().abs()
+    # the two add up in another order: where a sum lands on a tie, which depends on the processor, a code moves by one
+    assert float((difference > 1e-4).float().mean()) < 0.02
+    assert float(difference.max()) < 1e-3
 
 
 def test_pact_and_dorefa_go_together_and_8_bit_edges_read_their_range():

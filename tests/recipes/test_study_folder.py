@@ -200,12 +200,16 @@ def test_the_command_line_keeps_a_study_ends_with_its_answer_and_rebuilds_it(
     assert code == 0, err
     assert "Does it go on?" in out
     assert out.rstrip().endswith("report: study/index.html")
+    page = tmp_path / "study" / "index.html"
+    before = page.read_bytes()
     for arguments in (("report", "study"), ("report", "--all", ".")):
-        before = (tmp_path / "study" / "index.html").read_bytes()
-        (tmp_path / "study" / "index.html").unlink()
+        page.unlink()
         code, _, err = command_line(*arguments)
         assert code == 0, err
-        assert (tmp_path / "study" / "index.html").read_bytes() == before
+        # rebuilt with all others it links the page that lists them
+        linked = b"All studies" in page.read_bytes()
+        assert linked == ("--all" in arguments)
+        assert linked or page.read_bytes() == before
     assert command_line("report", "study", "--out", "elsewhere", "--title", "Another title")[0] == 0
     assert "Another title" in (tmp_path / "elsewhere" / "index.html").read_text()
     for arguments, expected in (
