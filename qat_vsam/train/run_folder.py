@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.train.checkpoint import CheckpointFolder
-from qat_vsam.train.files import LineLog, remove_temporaries, translate_errors, write_atomic
+from qat_vsam.train.files import LineLog, open_own, remove_temporaries, translate_errors, write_atomic
 
 LONGEST_DIFFERENCE = 20  # lines of a recipe's difference that a message shows
 
@@ -52,19 +53,20 @@ class RunFolder:
         self.path = Path(path)
         self.exports = self.path / "exports"
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", keep=keep_checkpoints)
+        self._logs = ExitStack()
         with translate_errors(RunFolderError, self.path):
             self.exports.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = open_own(self.path / "lock", os.O_RDWR)
         try:
             self._take_lock()
             with translate_errors(RunFolderError, self.path):
                 remove_temporaries(self.path)
             if recipe is not None:
                 self._keep_recipe(recipe)
-            self._metrics = LineLog(self.path / "metrics.jsonl")
-            self._timing = LineLog(self.path / "timing.jsonl")
+            self._metrics = self._logs.enter_context(closing(LineLog(self.path / "metrics.jsonl")))
+            self._timing = self._logs.enter_context(closing(LineLog(self.path / "timing.jsonl")))
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     @property
@@ -146,8 +148,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the logs and let go of the folder."""
-        self._metrics.close()
-        self._timing.close()
+        self._logs.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

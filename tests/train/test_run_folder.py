@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qat_vsam.errors import CheckpointError, RunFolderError
-from qat_vsam.train import RunFolder, describe_environment, fit, load_trained
+from qat_vsam.train import RunFolder, describe_environment, fit, load_trained, write_atomic
 
 RECIPE = "".join(f"option_{number}: {number}\n" for number in range(40))
 
@@ -137,6 +137,34 @@ def test_a_damaged_environment_file_is_named(tmp_path):
     (tmp_path / "environment.json").write_text("{")
     with RunFolder(tmp_path) as run, pytest.raises(RunFolderError, match=r"environment\.json"):
         run.record_environment({})
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to"])
+def test_a_link_in_a_run_folder_is_refused_and_what_it_leads_to_is_left_alone(tmp_path, name, how):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    getattr(folder / name, how)(victim)
+    with pytest.raises(RunFolderError, match=rf"{name}: got (a link|another name of a file); expected"):
+        RunFolder(folder, RECIPE)
+    assert victim.read_text() == "precious"
+
+
+def test_a_pipe_in_the_place_of_a_log_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl: got a (device or a )?pipe"):
+        RunFolder(tmp_path)
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    write_atomic(tmp_path / "note.txt", b"old")
+    (tmp_path / "note.txt.tmp").symlink_to(victim)
+    write_atomic(tmp_path / "note.txt", b"new")
+    assert (tmp_path / "note.txt").read_bytes() == b"new"
+    assert victim.read_text() == "precious"
 
 
 def test_the_trained_weights_can_be_read_while_the_folder_is_held(tmp_path):
