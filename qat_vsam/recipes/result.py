@@ -14,7 +14,6 @@ from qat_vsam.config import Recipe, fingerprint
 from qat_vsam.data import Dataset
 from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.evaluate import Size
-from qat_vsam.quant.compiled import compiled_kernels
 from qat_vsam.train import FitResult, describe_environment
 
 SCHEMA = 2
@@ -126,11 +125,6 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "amp": recipe.amp,
         "finished": datetime.now(UTC).date().isoformat(),
     }
-
-
-def fused_calls() -> int:
-    """How often this process has used the fused kernels of the quantizers."""
-    return compiled_kernels.cache_info().hits
 
 
 def _listed(values: Sequence[str | None]) -> str | None:

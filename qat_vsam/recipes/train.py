@@ -30,7 +30,7 @@ from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.optimizers import build_optimizer, describe_optimizer
 from qat_vsam.recipes.resolve import resolve
 from qat_vsam.recipes.result import WEIGHTS, read_result
-from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
+from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, fused_calls, write_atomic
 
 EXPORT_NAMES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
@@ -94,7 +94,7 @@ def run_recipe(
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         run.record_environment(describe_environment(torch.device(recipe.device)))
-        fused_before = results.fused_calls()
+        fused_before = fused_calls()
         root = assemble.data_root(recipe, data_root)
         data = assemble.dataset(recipe, root)
         loaders = assemble.loaders(recipe, data)
@@ -133,7 +133,7 @@ def run_recipe(
             "cost": results.cost(None if trained is None else trained.fit),
             "stopped": trained is not None and trained.fit.stopped,
             "size": results.sizes(float_size, quantized_size),
-            "fused_quantizers": results.fused_calls() > fused_before,
+            "fused_quantizers": fused_calls() > fused_before,
             "exports": exports,
             "provenance": results.provenance(recipe, run.path),
         }

@@ -139,12 +139,34 @@ class RunFolder:
         last = others[-1] if others else first
         changed = [key for key in environment if last.get(key) != environment[key]]
         if changed:
-            logger.warning(
-                "%s: %s changed since the run began; the last bits may differ from an undisturbed run",
-                self.path,
-                ", ".join(changed),
-            )
+            self._warn_of_change(", ".join(changed))
             self._write_json(path.name, first | {"resumed_in": [*others, dict(environment)]})
+
+    def record_kernels(self, kernels: str) -> None:
+        """Add to `environment.json` which kernels the steps run on; warn where a run goes on with others.
+
+        Args:
+            kernels: "fused" or "eager", known when a step is done.
+
+        Raises:
+            RunFolderError: the disk refused, or the file is not what was written.
+        """
+        path = self.path / "environment.json"
+        first = self._read_json(path) or {}
+        places = [first, *first.pop("resumed_in", [])]
+        known = [place["kernels"] for place in places if "kernels" in place]
+        if known and known[-1] != kernels:
+            self._warn_of_change(f"the quantizers' kernels ({known[-1]}, now {kernels})")
+        if places[-1].get("kernels", kernels) == kernels:
+            places[-1]["kernels"] = kernels
+        else:
+            places.append(places[-1] | {"kernels": kernels})
+        self._write_json(path.name, places[0] | ({"resumed_in": places[1:]} if places[1:] else {}))
+
+    def _warn_of_change(self, what: str) -> None:
+        logger.warning(
+            "%s: %s changed since the run began; the last bits may differ from an undisturbed run", self.path, what
+        )
 
     def close(self) -> None:
         """Close the logs and let go of the folder."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from qat_vsam.errors import CheckpointError, RunFolderError
+from qat_vsam.quant import QuantSpec, calibrate, prepare, set_compiled
 from qat_vsam.train import RunFolder, describe_environment, fit, load_trained, write_atomic
 
 RECIPE = "".join(f"option_{number}: {number}\n" for number in range(40))
@@ -131,6 +132,41 @@ def test_the_environment_of_the_start_stays_and_another_one_is_added_with_a_warn
     assert written["versions"]["torch"] == importlib.metadata.version("torch")
     assert written["threads"] == here["threads"]
     assert [other["threads"] for other in written["resumed_in"]] == [99]
+
+
+def test_a_run_that_goes_on_with_other_kernels_says_so(tmp_path, caplog):
+    batch = (torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))
+
+    class OneBatch:
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            return iter([batch])
+
+        def epoch(self, epoch, start=0):
+            return iter([batch][start:])
+
+    def go_on(epochs, compiled):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        prepare(model, QuantSpec.preset("w4a4"), sample=batch[0])
+        calibrate(model, [batch])
+        set_compiled(model, compiled)
+        with RunFolder(tmp_path) as run:
+            fit(model, torch.optim.SGD(model.parameters(), lr=0.1), OneBatch(), run=run, epochs=epochs)
+
+    go_on(1, False)
+    assert json.loads((tmp_path / "environment.json").read_text())["kernels"] == "eager"
+    go_on(2, False)
+    assert not caplog.records
+    go_on(3, True)
+    assert "kernels (eager, now fused) changed" in caplog.text
+    caplog.clear()
+    go_on(4, True)
+    assert not caplog.records
+    written = json.loads((tmp_path / "environment.json").read_text())
+    assert [written["kernels"], *(other["kernels"] for other in written["resumed_in"])] == ["eager", "fused"]
 
 
 def test_a_damaged_environment_file_is_named(tmp_path):
