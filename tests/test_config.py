@@ -222,3 +222,10 @@ def test_shipped_recipes_are_found_in_a_wheel_s_layout(tmp_path: Path) -> None:
     place, *names = done.stdout.split()
     assert place.startswith(str(site)), done.stderr
     assert names == list(SHIPPED)
+
+
+def test_a_run_s_key_given_to_a_comparison_is_told_where_it_belongs() -> None:
+    path = config.find_config("digits")
+    with pytest.raises(ConfigError, match=r"write recipe\.train in place of train"):
+        config.load_comparison(path, ["train.epochs=3"])
+    assert config.load_comparison(path, ["recipe.train.epochs=3"]).recipe["train"]["epochs"] == 3
