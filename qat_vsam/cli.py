@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3")]
+GridOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. seeds=2, or recipe.train.epochs=3 for every arm"),
+]
 DataRoot = Annotated[Path | None, typer.Option("--data", help="folder where data lie; else QAT_VSAM_DATA")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the results; default runs/NAME")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
@@ -82,7 +87,12 @@ def copy_recipe(
 @app.command()
 def validate(
     file: Annotated[str, typer.Argument(help="NAME or file of a recipe or comparison")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3; comparison: recipe.train.epochs=3"
+        ),
+    ] = None,
 ) -> None:
     """Check a recipe: resolved values, parameters, size, gradient evaluations. No data, no training."""
     from qat_vsam import config
@@ -189,7 +199,7 @@ def layers(
 @app.command()
 def compare(
     file: Annotated[str, typer.Argument(help="NAME or file of a comparison")],
-    overrides: Overrides = None,
+    overrides: GridOverrides = None,
     data_root: DataRoot = None,
     out: Out = None,
     study: Annotated[
@@ -351,11 +361,17 @@ def _echo_lines(lines: Iterable[str]) -> None:
 def _console() -> Iterator[Listener]:
     """Draws the job of the block; a signal that stopped it becomes the exit code 130 or 143."""
     from qat_vsam.console import ConsoleListener
+    from qat_vsam.recipes.worker import sigterm_interrupts
     from qat_vsam.train import Interrupted
 
     try:
-        with ConsoleListener() as listener:
-            yield listener
+        with sigterm_interrupts(), ConsoleListener() as listener:
+            try:
+                yield listener
+            except Interrupted:
+                raise
+            except KeyboardInterrupt:
+                raise Interrupted(signal.SIGINT) from None
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise typer.Exit(stop.exit_code) from None
