@@ -93,21 +93,26 @@ def validate(
             metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3; comparison: recipe.train.epochs=3"
         ),
     ] = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Check a recipe: resolved values, parameters, size, gradient evaluations. No data, no training."""
+    """Check a recipe: resolved values, parameters, size, gradient evaluations, files. No data read, no training."""
     from qat_vsam import config
-    from qat_vsam.recipes import resolve
+    from qat_vsam.recipes import assemble, resolve
+    from qat_vsam.recipes.checks import check_places
     from qat_vsam.recipes.plan import comparison_plan, plan
 
     path = config.find_config(file)
     if config.is_comparison(config.read_recipe_file(path)):
         comparison = config.load_comparison(path, overrides or [])
         _echo_lines(comparison_plan(comparison))
+        for arm in comparison.arms:
+            check_places(comparison.arm(arm, 0), assemble.data_root(comparison.arm(arm, 0), data_root))
         return
     recipe = config.load_recipe(path, overrides or [])
     lines = plan(recipe).lines()
     typer.echo(config.dump_yaml(resolve(recipe)))
     _echo_lines(lines)
+    check_places(recipe, assemble.data_root(recipe, data_root))
 
 
 @app.command()

@@ -14,7 +14,9 @@ import torch
 
 from qat_vsam.config import recipe_from
 from qat_vsam.errors import RunFolderError, explain
+from qat_vsam.recipes import assemble
 from qat_vsam.recipes.cell import Cell, check_unchanged
+from qat_vsam.recipes.checks import check_places
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.train import run_recipe
 from qat_vsam.recipes.trial import run_trial
@@ -45,6 +47,7 @@ def run_cells(
         keep: called with cells that were found finished, and with each that is finished now.
 
     Raises:
+        InputError, CheckpointError: data or weights that a run needs are not there; no run has begun.
         RunFolderError: a finished run belongs to another recipe, or a worker died.
     """
     listener = listener or Listener()
@@ -53,6 +56,8 @@ def run_cells(
     if queue.done == total:
         listener.say(f"all {total} runs are finished; nothing is left to train")
         return
+    for recipe in {cell.arm: cell.recipe for cell in queue.waiting}.values():
+        check_places(recipe, assemble.data_root(recipe, data_root))
     if queue.done:
         listener.say(f"{queue.done} of {total} runs are finished; going on with the rest")
     # spawned, not forked: a fork copies torch's thread pools in the middle of their work

@@ -26,11 +26,13 @@ from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes import result as results
+from qat_vsam.recipes.checks import check_layers, check_places
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.optimizers import build_optimizer, describe_optimizer
 from qat_vsam.recipes.resolve import resolve
 from qat_vsam.recipes.result import WEIGHTS, read_result
 from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, fused_calls, write_atomic
+from qat_vsam.train.run_folder import BASELINE
 
 EXPORT_NAMES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
@@ -86,6 +88,8 @@ def run_recipe(
     listener = listener or Listener()
     assemble.check_names(recipe)
     recipe = resolve(recipe)
+    root = assemble.data_root(recipe, data_root)
+    check_places(recipe, root)
     results.refuse_old_schema(Path(folder))
     with RunFolder(folder, dump_yaml(recipe)) as run:
         if run.finished:
@@ -95,12 +99,12 @@ def run_recipe(
             torch.set_num_threads(recipe.threads)
         run.record_environment(describe_environment(torch.device(recipe.device)))
         fused_before = fused_calls()
-        root = assemble.data_root(recipe, data_root)
-        data = assemble.dataset(recipe, root)
-        loaders = assemble.loaders(recipe, data)
         model = assemble.float_model(recipe, root)
         if start is not None:
             load_checkpoint(model, start)
+        check_layers(recipe, model)
+        data = assemble.dataset(recipe, root)
+        loaders = assemble.loaders(recipe, data)
         has_past = start is not None or recipe.model.checkpoint is not None
         before = _Baseline(run.path)
         if has_past and recipe.quant is not None:
@@ -289,7 +293,7 @@ class _Baseline:
     """Accuracies from before the training, measured once a run and kept beside it."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "baseline.json"
+        self._path = folder / BASELINE
         self._values: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def measure(self, name: str, model: nn.Module, test: Batches) -> float:

@@ -19,6 +19,7 @@ from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.train.checkpoint import CheckpointFolder
 from qat_vsam.train.files import LineLog, open_own, remove_temporaries, translate_errors, write_atomic
 
+BASELINE = "baseline.json"  # what was measured before the training
 LONGEST_DIFFERENCE = 20  # lines of a recipe's difference that a message shows
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ class RunFolder:
 
     Args:
         path: the folder; created with its parents.
-        recipe: the resolved recipe as text. The first call keeps it, later ones must bring the same. None:
-            not compared.
+        recipe: the resolved recipe as text. It is kept, and once a step or a measurement is written, later calls
+            must bring the same. None: not compared.
         keep_checkpoints: how many of the newest checkpoints stay.
 
     Raises:
@@ -209,6 +210,12 @@ class RunFolder:
             kept = path.read_text(errors="replace")
         if kept == recipe:
             return
+        if not self._has_begun():
+            with translate_errors(RunFolderError, path):
+                # the place of an attempt that came to nothing is nobody's past
+                (self.path / "environment.json").unlink(missing_ok=True)
+                write_atomic(path, recipe.encode())
+            return
         lines = list(
             difflib.unified_diff(
                 kept.splitlines(), recipe.splitlines(), "the run's recipe", "this recipe", lineterm="", n=1
@@ -221,9 +228,15 @@ class RunFolder:
                 str(path),
                 "a changed recipe for a run that has begun",
                 "the recipe it began with",
-                "undo the change or choose another folder:\n" + "\n".join(lines),
+                "undo the change or choose another folder (--out):\n" + "\n".join(lines),
             )
         )
+
+    def _has_begun(self) -> bool:
+        """Whether a step or a measurement was written, so that the recipe can no longer change."""
+        log = self.path / "metrics.jsonl"
+        measured = any((self.path / name).exists() for name in ("result.json", BASELINE))
+        return measured or bool(self.checkpoints.paths()) or (log.exists() and log.stat().st_size > 0)
 
     def _write_json(self, name: str, content: Mapping[str, object]) -> None:
         path = self.path / name

@@ -39,8 +39,25 @@ def test_another_process_holds_the_folder_until_it_is_killed(tmp_path):
     RunFolder(tmp_path).close()
 
 
+def begin(folder):
+    """Open the folder and write a step."""
+    with RunFolder(folder, RECIPE) as run:
+        run.log({"kind": "step", "step": 1}, timing={})
+
+
+def test_a_recipe_may_change_until_a_step_or_a_measurement_is_written(tmp_path):
+    with RunFolder(tmp_path, "name: mistaken") as run:
+        run.record_environment({"threads": 99})
+    with RunFolder(tmp_path, RECIPE):
+        assert (tmp_path / "recipe.yaml").read_text() == RECIPE
+        assert not (tmp_path / "environment.json").exists()
+    (tmp_path / "baseline.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="a changed recipe"):
+        RunFolder(tmp_path, "name: another")
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(tmp_path):
-    RunFolder(tmp_path, RECIPE).close()
+    begin(tmp_path)
     RunFolder(tmp_path, RECIPE).close()
     changed = RECIPE.replace("option_7: 7", "option_7: 8")
     with pytest.raises(RunFolderError, match=r"-option_7: 7\n.*option_7: 8") as refused:
@@ -51,7 +68,7 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path):
 
 
 def test_the_difference_of_two_unlike_recipes_is_cut_short(tmp_path):
-    RunFolder(tmp_path, RECIPE).close()
+    begin(tmp_path)
     with pytest.raises(RunFolderError, match=r"\.\.\. \d+ more lines") as refused:
         RunFolder(tmp_path, RECIPE.replace("option", "choice"))
     assert len(str(refused.value).splitlines()) < 25
