@@ -139,7 +139,7 @@ def check_source(name: str, root: str | Path | None = None, **options: Any) -> N
         raise DataError(explain(f"data {name}.progress", repr(progress), rule, "leave it out of recipes"))
     if name == "image_folder" and (not isinstance(options.get("size"), int) or options["size"] < 1):
         advice = "set data.options.size, e.g. 64"
-        raise DataError(explain("data.options.size", options.get("size"), "a number of pixels", advice))
+        raise DataError(explain("data image_folder.size", options.get("size"), "a number of pixels", advice))
     if name != "digits":
         _existing(name, root)
 

@@ -15,6 +15,8 @@ from qat_vsam.data import Dataset
 from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.evaluate import Size
 from qat_vsam.train import FitResult, describe_environment
+from qat_vsam.train.manifest import check_manifest
+from qat_vsam.train.run_folder import read_environment
 
 SCHEMA = 2
 RESULT = "result.json"
@@ -25,13 +27,16 @@ def read_result(folder: Path) -> dict[str, Any]:
     """The content of a finished run's `result.json`.
 
     Raises:
-        CheckpointError: missing or not JSON.
+        CheckpointError: missing or not JSON, or a file of the run was bent since.
     """
     path = folder / RESULT
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(explain(str(path), error, "a finished run", "run `qat-vsam train` first")) from None
+    check_manifest(folder)
+    if not isinstance(content, dict):
+        raise CheckpointError(explain(str(path), type(content).__name__, "a JSON object", "run `qat-vsam train` first"))
     return content
 
 
@@ -107,10 +112,7 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
         recipe: resolved.
         folder: of the run; its `environment.json` knows where it began and went on.
     """
-    path = folder / "environment.json"
-    first: dict[str, Any] = describe_environment(torch.device(recipe.device))
-    if path.is_file():
-        first = json.loads(path.read_text())
+    first = read_environment(folder) or describe_environment(torch.device(recipe.device))
     places = [first, *first.get("resumed_in", [])]
     packages = dict.fromkeys(name for place in places for name in place["versions"])
     threads = {place["threads"] for place in places}

@@ -32,6 +32,7 @@ from qat_vsam.recipes.optimizers import build_optimizer, describe_optimizer
 from qat_vsam.recipes.resolve import resolve
 from qat_vsam.recipes.result import WEIGHTS, read_result
 from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, fused_calls, write_atomic
+from qat_vsam.train.manifest import check_manifest, opened, sealed
 from qat_vsam.train.run_folder import BASELINE
 
 EXPORT_NAMES: dict[ExportFormat, str] = {
@@ -101,6 +102,7 @@ def run_recipe(
         fused_before = fused_calls()
         model = assemble.float_model(recipe, root)
         if start is not None:
+            check_manifest(start.parent)
             load_checkpoint(model, start)
         check_layers(recipe, model)
         data = assemble.dataset(recipe, root)
@@ -294,12 +296,14 @@ class _Baseline:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / BASELINE
-        self._values: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._values: dict[str, float] = {}
+        if self._path.exists():
+            self._values = opened(self._path, self._path.read_bytes(), ("float_before", "calibrated"))
 
     def measure(self, name: str, model: nn.Module, test: Batches) -> float:
         if name not in self._values:
             self._values[name] = accuracy(model, test, device=test.device).value
-            write_atomic(self._path, json.dumps(self._values).encode())
+            write_atomic(self._path, json.dumps(sealed(self._values)).encode())
         return self._values[name]
 
     def values(self) -> Mapping[str, float | None]:

@@ -18,8 +18,11 @@ from torch import nn
 from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.train.checkpoint import CheckpointFolder
 from qat_vsam.train.files import LineLog, open_own, remove_temporaries, translate_errors, write_atomic
+from qat_vsam.train.manifest import opened, sealed, write_manifest
 
 BASELINE = "baseline.json"  # what was measured before the training
+ENVIRONMENT = "environment.json"
+_UNSEALED = ("package", "commit", "versions", "platform", "processor", "threads", "device", "resumed_in")
 LONGEST_DIFFERENCE = 20  # lines of a recipe's difference that a message shows
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,8 @@ class RunFolder:
     """Open a run, or begin one.
 
     The folder holds `recipe.yaml`, `metrics.jsonl` (no timings, so that it repeats byte for byte),
-    `timing.jsonl`, `checkpoints/`, `exports/`, `environment.json` and, once the run is done, `result.json`.
+    `timing.jsonl`, `checkpoints/`, `exports/`, `environment.json` and, once the run is done, `result.json` and
+    `manifest.sha256`, by which readers see that no file was bent.
     The operating system drops the lock when the process ends, however it ends.
 
     Args:
@@ -115,7 +119,7 @@ class RunFolder:
         return training
 
     def write_result(self, result: Mapping[str, object]) -> None:
-        """Write `result.json`, which says that the run is finished.
+        """Write `manifest.sha256`, and then `result.json`, which says that the run is finished.
 
         Args:
             result: plain values; None stands for a number that does not exist, NaN is not JSON.
@@ -123,25 +127,29 @@ class RunFolder:
         Raises:
             RunFolderError: the disk refused.
         """
-        self._write_json("result.json", result)
+        path = self.path / "result.json"
+        data = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+        with translate_errors(RunFolderError, path):
+            write_manifest(self.path, data)
+            write_atomic(path, data)
 
     def record_environment(self, environment: Mapping[str, object]) -> None:
         """Write `environment.json`; when a run goes on elsewhere, add that and warn that bits may differ.
 
         Raises:
-            RunFolderError: the disk refused, or the file is not what was written.
+            RunFolderError: the disk refused.
+            CheckpointError: the file is not what was written.
         """
-        path = self.path / "environment.json"
-        first = self._read_json(path)
+        first = read_environment(self.path)
         if first is None:
-            self._write_json(path.name, environment)
+            self._write_environment(environment)
             return
         others = list(first.pop("resumed_in", []))
         last = others[-1] if others else first
         changed = [key for key in environment if last.get(key) != environment[key]]
         if changed:
             self._warn_of_change(", ".join(changed))
-            self._write_json(path.name, first | {"resumed_in": [*others, dict(environment)]})
+            self._write_environment(first | {"resumed_in": [*others, dict(environment)]})
 
     def record_kernels(self, kernels: str) -> None:
         """Add to `environment.json` which kernels the steps run on; warn where a run goes on with others.
@@ -150,10 +158,10 @@ class RunFolder:
             kernels: "fused" or "eager", known when a step is done.
 
         Raises:
-            RunFolderError: the disk refused, or the file is not what was written.
+            RunFolderError: the disk refused.
+            CheckpointError: the file is not what was written.
         """
-        path = self.path / "environment.json"
-        first = self._read_json(path) or {}
+        first = read_environment(self.path) or {}
         places = [first, *first.pop("resumed_in", [])]
         known = [place["kernels"] for place in places if "kernels" in place]
         if known and known[-1] != kernels:
@@ -162,7 +170,7 @@ class RunFolder:
             places[-1]["kernels"] = kernels
         else:
             places.append(places[-1] | {"kernels": kernels})
-        self._write_json(path.name, places[0] | ({"resumed_in": places[1:]} if places[1:] else {}))
+        self._write_environment(places[0] | ({"resumed_in": places[1:]} if places[1:] else {}))
 
     def _warn_of_change(self, what: str) -> None:
         logger.warning(
@@ -213,7 +221,7 @@ class RunFolder:
         if not self._has_begun():
             with translate_errors(RunFolderError, path):
                 # the place of an attempt that came to nothing is nobody's past
-                (self.path / "environment.json").unlink(missing_ok=True)
+                (self.path / ENVIRONMENT).unlink(missing_ok=True)
                 write_atomic(path, recipe.encode())
             return
         lines = list(
@@ -238,23 +246,25 @@ class RunFolder:
         measured = any((self.path / name).exists() for name in ("result.json", BASELINE))
         return measured or bool(self.checkpoints.paths()) or (log.exists() and log.stat().st_size > 0)
 
-    def _write_json(self, name: str, content: Mapping[str, object]) -> None:
-        path = self.path / name
+    def _write_environment(self, content: Mapping[str, object]) -> None:
+        path = self.path / ENVIRONMENT
         with translate_errors(RunFolderError, path):
-            write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+            write_atomic(path, (json.dumps(sealed(content), indent=2, allow_nan=False) + "\n").encode())
 
-    def _read_json(self, path: Path) -> dict[str, Any] | None:
-        with translate_errors(RunFolderError, path):
-            if not path.exists():
-                return None
-            text = path.read_text(errors="replace")
-        try:
-            content = json.loads(text)
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            raise RunFolderError(explain(str(path), "no JSON object", "what the run wrote", "delete the file"))
-        return content
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """Where a run began, and under `resumed_in` where it went on; None where nothing is recorded.
+
+    Raises:
+        RunFolderError: the disk refused.
+        CheckpointError: the file is not what was written.
+    """
+    path = folder / ENVIRONMENT
+    with translate_errors(RunFolderError, path):
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+    return opened(path, data, _UNSEALED)
 
 
 def load_trained(path: str | Path, model: nn.Module) -> int:

@@ -188,7 +188,7 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(tmp_path, caplog):
 
 def test_a_damaged_environment_file_is_named(tmp_path):
     (tmp_path / "environment.json").write_text("{")
-    with RunFolder(tmp_path) as run, pytest.raises(RunFolderError, match=r"environment\.json"):
+    with RunFolder(tmp_path) as run, pytest.raises(CheckpointError, match=r"environment\.json"):
         run.record_environment({})
 
 
