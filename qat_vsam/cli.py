@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from qat_vsam.recipes import Listener
 
 app = typer.Typer(
+    name="qat-vsam",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Quantize pretrained vision models, train them with vSAM, compare accuracy with training cost.",
@@ -42,6 +43,15 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of torch")]
 Amp = Annotated[str | None, typer.Option(help="bf16: forward passes under autocast")]
 Seed = Annotated[int | None, typer.Option(min=0, help="seed of weights, order and augmentation")]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda asked: _print_version(asked), is_eager=True, help="and leave")
+    ] = False,
+) -> None:
+    """Quantize pretrained vision models, train them with vSAM, compare accuracy with training cost."""
 
 
 def main() -> None:
@@ -126,12 +136,13 @@ def train(
     amp: Amp = None,
     seed: Seed = None,
     start: Annotated[Path | None, typer.Option(help="weights.pt of another run to start from")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="of training, as train.epochs=N")] = None,
 ) -> None:
     """Run one recipe, or go on with it."""
     from qat_vsam.config import find_config, load_recipe
     from qat_vsam.recipes import run_recipe
 
-    options = {"device": device, "threads": threads, "amp": amp, "seed": seed}
+    options = {"device": device, "threads": threads, "amp": amp, "seed": seed, "train.epochs": epochs}
     changes = [*(overrides or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     recipe = load_recipe(find_config(file), changes)
     folder = out or Path("runs") / recipe.name
@@ -335,6 +346,14 @@ def info() -> None:
     facts = describe_environment(device)
     facts |= {**facts.pop("versions"), **describe_backends()}
     _echo_lines(f"{key:<20}{value}" for key, value in facts.items())
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"qat-vsam {version('qat-vsam')}")
+        raise typer.Exit
 
 
 def _dataset(data: str) -> tuple[str, Path | None]:

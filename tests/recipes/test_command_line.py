@@ -280,3 +280,48 @@ def test_info_tells_versions_devices_and_what_is_installed(command_line: Call) -
     assert code == 0
     assert facts["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "device", "processor", "brevitas", "onnxruntime"} <= set(facts)
+    assert {"qonnx", "onnxoptimizer", "transformers", "accelerate", "lightning"} <= set(facts)
+
+
+def test_the_version_and_the_completion_of_a_shell_can_be_asked_for(command_line: Call) -> None:
+    from importlib.metadata import version
+
+    assert command_line("--version")[:2] == (0, f"qat-vsam {version('qat-vsam')}\n")
+    code, out, _ = command_line("-h")
+    assert code == 0
+    assert "--show-completion" in out
+
+
+def test_the_package_can_be_run_as_a_module() -> None:
+    command = [sys.executable, "-m", "qat_vsam", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("qat-vsam ")
+
+
+def test_train_takes_epochs_as_an_option(command_line: Call, recipe_file: Path, tmp_path: Path) -> None:
+    code, _, err = command_line("train", recipe_file, "--epochs", "2", "export=[]", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_quantize_warns_where_there_are_no_trained_weights(
+    command_line: Call, tmp_path: Path, pretrained: bool
+) -> None:
+    from qat_vsam.models import build_model
+
+    torch.save(build_model("digits_cnn", width=4, seed=0).state_dict(), tmp_path / "net.pt")
+    given = ["--checkpoint", tmp_path / "net.pt"] if pretrained else []
+    code, out, err = command_line(
+        "quantize",
+        "digits_cnn",
+        "--data",
+        "digits",
+        *given,
+        "model.options.width=4",
+        "export=[]",
+        "--out",
+        tmp_path / "q",
+    )
+    assert code == 0, err
+    assert ("random weights" in out) is not pretrained
