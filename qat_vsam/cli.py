@@ -6,6 +6,7 @@ Imports of torch stand inside the commands, so that `--help` and `ls` answer at 
 
 from __future__ import annotations
 
+import gc
 import shlex
 import shutil
 import signal
@@ -398,4 +399,6 @@ def _console() -> Iterator[Listener]:
                 raise Interrupted(signal.SIGINT) from None
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
+        # else the interpreter takes seconds to look for garbage among torch's objects before it ends
+        gc.freeze()
         raise typer.Exit(stop.exit_code) from None
