@@ -107,11 +107,13 @@ def run_recipe(
         check_layers(recipe, model)
         data = assemble.dataset(recipe, root)
         loaders = assemble.loaders(recipe, data)
+        sample = next(iter(loaders.test))[0]
+        size = " x ".join(str(length) for length in sample.shape[1:])
+        listener.say(f"inputs: {size}, mean {recipe.model.mean}, std {recipe.model.std}")
         has_past = start is not None or recipe.model.checkpoint is not None
         before = _Baseline(run.path)
         if has_past and recipe.quant is not None:
             listener.say(f"float32 test accuracy: {before.measure('float_before', model, loaders.test):.2%}")
-        sample = next(iter(loaders.test))[0]
         float_size = model_size(model, sample[:1])
         teacher = copy.deepcopy(model) if recipe.train.distill is not None else None
         if recipe.quant is not None:

@@ -325,3 +325,23 @@ def test_quantize_warns_where_there_are_no_trained_weights(
     )
     assert code == 0, err
     assert ("random weights" in out) is not pretrained
+
+
+def test_a_trained_net_of_the_user_is_fed_as_somebody_tells_or_not_at_all(
+    command_line: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "\n\ndef told(root=None):\n    return stripes()\n\n\ntold.mean, told.std = (0.4,), (0.3,)\n"
+    (tmp_path / "mine_told.py").write_text(USER_CODE + told)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = ["quantize", "mine_told:network", "--bits", "w4a8", "export=[]"]
+    code, _, err = command_line(*job, "--data", "mine_told:stripes", "--out", tmp_path / "refused")
+    assert code == 2
+    assert "model.mean: got nothing" in err
+    assert not (tmp_path / "refused").exists()
+    changes = ["model.mean=0.5", "model.std=0.25"]
+    code, out, err = command_line(*job, *changes, "--data", "mine_told:stripes", "--out", tmp_path / "given")
+    assert code == 0, err
+    assert "inputs: 1 x 12 x 12, mean [0.5], std [0.25]" in out
+    code, out, err = command_line(*job, "--data", "mine_told:told", "--out", tmp_path / "told")
+    assert code == 0, err
+    assert "inputs: 1 x 12 x 12, mean [0.4], std [0.3]" in out
