@@ -29,12 +29,16 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing or not JSON, or a file of the run was bent since.
     """
-    path = folder / RESULT
+    content = _parsed(folder / RESULT)
+    check_manifest(folder)
+    return content
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(explain(str(path), error, "a finished run", "run `qat-vsam train` first")) from None
-    check_manifest(folder)
     if not isinstance(content, dict):
         raise CheckpointError(explain(str(path), type(content).__name__, "a JSON object", "run `qat-vsam train` first"))
     return content
@@ -48,7 +52,7 @@ def refuse_old_schema(folder: Path) -> None:
     """
     if not (folder / RESULT).is_file():
         return
-    schema = read_result(folder).get("schema")
+    schema = _parsed(folder / RESULT).get("schema")
     if schema != SCHEMA:
         advice = "choose another folder, or delete this one and run the same command again"
         got = f"a result of schema {schema}: its optimizer's options were not recorded"
