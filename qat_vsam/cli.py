@@ -6,8 +6,10 @@ Imports of torch stand inside the commands, so that `--help` and `ls` answer at 
 
 from __future__ import annotations
 
+import gc
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from qat_vsam.recipes import Listener
 
 app = typer.Typer(
+    name="qat-vsam",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Quantize pretrained vision models, train them with vSAM, compare accuracy with training cost.",
@@ -31,12 +34,25 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3")]
+GridOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="changes, e.g. seeds=2, or recipe.train.epochs=3 for every arm"),
+]
 DataRoot = Annotated[Path | None, typer.Option("--data", help="folder where data lie; else QAT_VSAM_DATA")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the results; default runs/NAME")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads of torch")]
 Amp = Annotated[str | None, typer.Option(help="bf16: forward passes under autocast")]
 Seed = Annotated[int | None, typer.Option(min=0, help="seed of weights, order and augmentation")]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda asked: _print_version(asked), is_eager=True, help="and leave")
+    ] = False,
+) -> None:
+    """Quantize pretrained vision models, train them with vSAM, compare accuracy with training cost."""
 
 
 def main() -> None:
@@ -82,22 +98,32 @@ def copy_recipe(
 @app.command()
 def validate(
     file: Annotated[str, typer.Argument(help="NAME or file of a recipe or comparison")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="changes, e.g. train.epochs=3; comparison: recipe.train.epochs=3"
+        ),
+    ] = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Check a recipe: resolved values, parameters, size, gradient evaluations. No data, no training."""
+    """Check a recipe: resolved values, parameters, size, gradient evaluations, files. No data read, no training."""
     from qat_vsam import config
-    from qat_vsam.recipes import resolve
+    from qat_vsam.recipes import assemble, resolve
+    from qat_vsam.recipes.checks import check_places
     from qat_vsam.recipes.plan import comparison_plan, plan
 
     path = config.find_config(file)
     if config.is_comparison(config.read_recipe_file(path)):
         comparison = config.load_comparison(path, overrides or [])
         _echo_lines(comparison_plan(comparison))
+        for arm in comparison.arms:
+            check_places(comparison.arm(arm, 0), assemble.data_root(comparison.arm(arm, 0), data_root))
         return
     recipe = config.load_recipe(path, overrides or [])
     lines = plan(recipe).lines()
     typer.echo(config.dump_yaml(resolve(recipe)))
     _echo_lines(lines)
+    check_places(recipe, assemble.data_root(recipe, data_root))
 
 
 @app.command()
@@ -111,12 +137,13 @@ def train(
     amp: Amp = None,
     seed: Seed = None,
     start: Annotated[Path | None, typer.Option(help="weights.pt of another run to start from")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="of training, as train.epochs=N")] = None,
 ) -> None:
     """Run one recipe, or go on with it."""
     from qat_vsam.config import find_config, load_recipe
     from qat_vsam.recipes import run_recipe
 
-    options = {"device": device, "threads": threads, "amp": amp, "seed": seed}
+    options = {"device": device, "threads": threads, "amp": amp, "seed": seed, "train.epochs": epochs}
     changes = [*(overrides or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     recipe = load_recipe(find_config(file), changes)
     folder = out or Path("runs") / recipe.name
@@ -189,7 +216,7 @@ def layers(
 @app.command()
 def compare(
     file: Annotated[str, typer.Argument(help="NAME or file of a comparison")],
-    overrides: Overrides = None,
+    overrides: GridOverrides = None,
     data_root: DataRoot = None,
     out: Out = None,
     study: Annotated[
@@ -322,6 +349,14 @@ def info() -> None:
     _echo_lines(f"{key:<20}{value}" for key, value in facts.items())
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"qat-vsam {version('qat-vsam')}")
+        raise typer.Exit
+
+
 def _dataset(data: str) -> tuple[str, Path | None]:
     """`--data` takes a dataset's name, or a folder: of images by class (it has `train/`), or of CIFAR-10."""
     path = Path(data)
@@ -351,11 +386,19 @@ def _echo_lines(lines: Iterable[str]) -> None:
 def _console() -> Iterator[Listener]:
     """Draws the job of the block; a signal that stopped it becomes the exit code 130 or 143."""
     from qat_vsam.console import ConsoleListener
+    from qat_vsam.recipes.worker import sigterm_interrupts
     from qat_vsam.train import Interrupted
 
     try:
-        with ConsoleListener() as listener:
-            yield listener
+        with sigterm_interrupts(), ConsoleListener() as listener:
+            try:
+                yield listener
+            except Interrupted:
+                raise
+            except KeyboardInterrupt:
+                raise Interrupted(signal.SIGINT) from None
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
+        # else the interpreter takes seconds to look for garbage among torch's objects before it ends
+        gc.freeze()
         raise typer.Exit(stop.exit_code) from None

@@ -246,9 +246,14 @@ def load_comparison(path: Path, overrides: Iterable[str] = ()) -> Comparison:
     Raises:
         ConfigError: the file, an arm or an override is wrong; the message names the key.
     """
-    content = merge(read_recipe_file(path), parse_overrides(overrides))
+    changes = parse_overrides(overrides)
+    content = merge(read_recipe_file(path), changes)
     if not is_comparison(content):
         raise ConfigError(explain(str(path), "one recipe (no arms)", "a comparison", "use `qat-vsam train`"))
+    misplaced = [key for key in changes if key in Recipe.model_fields and key not in Comparison.model_fields]
+    if misplaced:
+        advice = f"write recipe.{misplaced[0]} in place of {misplaced[0]}"
+        raise ConfigError(explain(misplaced[0], "a key of one run", "a key of the comparison", advice))
     comparison = validate(Comparison, content)
     check_arms(comparison)
     return comparison

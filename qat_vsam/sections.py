@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # a run's name becomes a folder: no separators that leave it, no hidden names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
 
+N = TypeVar("N")
+# one number for each channel; a single one counts for all
+PerChannel = Annotated[
+    list[N], Field(min_length=1), BeforeValidator(lambda given: [given] if isinstance(given, int | float) else given)
+]
 
 OptimizerName = Literal[
     "sgd",
@@ -49,8 +55,8 @@ class ModelSection(Section):
     name: str
     checkpoint: str | None = None
     options: dict[str, Any] = {}
-    mean: list[float] | None = None
-    std: list[Positive] | None = None
+    mean: PerChannel[Finite] | None = None
+    std: PerChannel[Positive] | None = None
 
 
 class DataSection(Section):

@@ -222,3 +222,26 @@ def test_shipped_recipes_are_found_in_a_wheel_s_layout(tmp_path: Path) -> None:
     place, *names = done.stdout.split()
     assert place.startswith(str(site)), done.stderr
     assert names == list(SHIPPED)
+
+
+def test_a_run_s_key_given_to_a_comparison_is_told_where_it_belongs() -> None:
+    path = config.find_config("digits")
+    with pytest.raises(ConfigError, match=r"write recipe\.train in place of train"):
+        config.load_comparison(path, ["train.epochs=3"])
+    assert config.load_comparison(path, ["recipe.train.epochs=3"]).recipe["train"]["epochs"] == 3
+
+
+def test_keys_that_a_recipe_does_not_use_leave_its_fingerprint() -> None:
+    """Runs of months are known by it: a new key must stay out of the recipes that do without."""
+    recipe = config.recipe_from(
+        {
+            "name": "fixed",
+            "model": {"name": "digits_cnn", "options": {"width": 4}, "mean": [0.3], "std": [0.375]},
+            "data": {"name": "digits", "train_size": 100, "seed": 0},
+            "quant": {"bits": "w4a4"},
+            "optimizer": {"name": "vsam", "lr": 0.05, "rho": 0.1},
+            "train": {"epochs": 2},
+            "export": ["packed"],
+        }
+    )
+    assert config.fingerprint(recipe) == "baa86e3b5d3db3e5474ff5a5e0105fedcfcf5e3adaeb33857a79b6ccd612145b"

@@ -96,8 +96,36 @@ def load_source(name: str, root: str | Path | None = None, **options: Any) -> So
         >>> torch.equal(one.train.images, other.train.images), torch.equal(one.test.images, other.test.images)
         (False, True)
     """
+    check_source(name, root, **options)
     if is_user_function(name):
         return _from_function(name, None if root is None else Path(root), options)
+    if name == "digits":
+        train, test = digits_rows()
+        return RowSource(name, CLASSES, train, test, TRAIN_SIZE, VALIDATION_SIZE)
+    folder = _existing(name, root)
+    if name == "image_folder":
+        train, test, classes = folder_rows(folder, **options)
+    else:
+        train, test, classes = cifar_rows(name, folder, **options)
+    return RowSource(name, classes, train, test)
+
+
+def check_source(name: str, root: str | Path | None = None, **options: Any) -> None:
+    """Whether there is such a dataset, with such options and a root to read it from; no image is read.
+
+    Args:
+        name, root, options: see `load_dataset`.
+
+    Raises:
+        DataError: unknown name or option, or no root.
+        InputError: a function that cannot be imported.
+
+    Example:
+        >>> check_source("digits")
+    """
+    if is_user_function(name):
+        check_options(import_function(name, key="data"), {"root": root, **options}, key=f"data {name}")
+        return
     if name not in _OPTIONS:
         raise DataError(explain("data", repr(name), "a known dataset", did_you_mean(name, list_datasets())))
     known = _OPTIONS[name]
@@ -105,19 +133,15 @@ def load_source(name: str, root: str | Path | None = None, **options: Any) -> So
         if option not in known:
             advice = did_you_mean(option, known) if known else "remove it"
             raise DataError(explain(f"data {name}.{option}", "an unknown option", "a known one", advice))
-    if name == "digits":
-        train, test = digits_rows()
-        return RowSource(name, CLASSES, train, test, TRAIN_SIZE, VALIDATION_SIZE)
-    folder = _existing(name, root)
-    if name == "image_folder":
-        if not isinstance(options.get("size"), int) or options["size"] < 1:
-            raise DataError(
-                explain("data image_folder.size", options.get("size"), "a number of pixels", "set size, e.g. 64")
-            )
-        train, test, classes = folder_rows(folder, **options)
-    else:
-        train, test, classes = cifar_rows(name, folder, **options)
-    return RowSource(name, classes, train, test)
+    progress = options.get("progress")
+    if progress is not None and not callable(progress):
+        rule = "a function of two numbers, for Python only"
+        raise DataError(explain(f"data {name}.progress", repr(progress), rule, "leave it out of recipes"))
+    if name == "image_folder" and (not isinstance(options.get("size"), int) or options["size"] < 1):
+        advice = "set data.options.size, e.g. 64"
+        raise DataError(explain("data image_folder.size", options.get("size"), "a number of pixels", advice))
+    if name != "digits":
+        _existing(name, root)
 
 
 def _existing(name: str, root: str | Path | None) -> Path:
@@ -128,16 +152,14 @@ def _existing(name: str, root: str | Path | None) -> Path:
                 f"data root of {name}",
                 got,
                 "the folder that holds the data",
-                "give --data or set QAT_VSAM_DATA",
+                "give --data or data.root, or set QAT_VSAM_DATA",
             )
         )
     return Path(root)
 
 
 def _from_function(name: str, root: Path | None, options: dict[str, Any]) -> Source:
-    function = import_function(name, key="data")
-    check_options(function, {"root": root, **options}, key=f"data {name}")
-    result = function(root=root, **options)
+    result = import_function(name, key="data")(root=root, **options)
     if isinstance(result, Dataset):
         return ReadySource(result)
     try:

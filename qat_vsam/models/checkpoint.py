@@ -60,7 +60,29 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
                 "choose the model and options that this file was saved from",
             )
         )
+    _refuse_nonfinite(model.state_dict(), tensors, path)
     model.load_state_dict(tensors, strict=False)
+
+
+def _refuse_nonfinite(model: Mapping[str, Tensor], file: Mapping[str, Tensor], path: Path) -> None:
+    """Numbers that are not finite, or would not be in the model's type, where the model's own are."""
+    broken = []
+    for key, value in file.items():
+        own = model[key]
+        if not isinstance(own, Tensor) or not own.is_floating_point() or own.is_meta:
+            continue
+        if own.isfinite().all() and not value.to(own.dtype).isfinite().all():
+            broken.append(key)
+    if broken:
+        names = ", ".join(broken[:_SHOWN]) + (", ..." if len(broken) > _SHOWN else "")
+        raise CheckpointError(
+            explain(
+                f"checkpoint {path}",
+                f"NaN or infinity in {len(broken)} tensors: {names}",
+                f"finite numbers of the model's type in the tensors of {path.name}",
+                "take a checkpoint from before the training diverged",
+            )
+        )
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -105,6 +127,9 @@ def _load_without_code(path: Path) -> object:
             # torch stores its records uncompressed; one that claims to unpack to more is a bomb
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
                 raise ValueError("an archive whose records unpack to more than the file")
+            # torch.load looks at no checksum: a flipped bit would be another weight
+            if (altered := archive.testzip()) is not None:
+                raise ValueError(f"its record {altered} does not match its checksum")
     with warnings.catch_warnings():
         # on unusual pickle protocols and archives, which load or are refused all the same
         warnings.simplefilter("ignore", UserWarning)
@@ -135,6 +160,8 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
             raise CheckpointError(_no_state_dict(path, f"{key!r} of type {type(value).__name__}"))
         if value.layout is not torch.strided or value.is_complex() or value.is_quantized:
             raise CheckpointError(_no_state_dict(path, f"{key!r}, no dense real tensor"))
+        if value.is_meta:
+            raise CheckpointError(_no_state_dict(path, f"{key!r}, a tensor on the meta device, without numbers"))
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
 

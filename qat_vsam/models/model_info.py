@@ -18,6 +18,7 @@ class ModelInfo:
         input_shape: (C, H, W) of one input, or None where the builder does not tell.
         num_classes: number of logits, or None where the builder does not tell.
         source: one line on the origin of the architecture.
+        told: whether mean and std are known; else they leave images in [0, 1].
     """
 
     mean: tuple[float, ...]
@@ -25,3 +26,4 @@ class ModelInfo:
     input_shape: tuple[int, int, int] | None
     num_classes: int | None
     source: str
+    told: bool = True

@@ -101,7 +101,7 @@ def model_info(name: str, **options: Any) -> ModelInfo:
     """Normalisation constants, input shape and number of classes of a model, without building it.
 
     A function of yours tells them by its attributes `mean`, `std`, `input_shape` and `num_classes`; without
-    them images stay in [0, 1].
+    the first two `told` is false, and a recipe asks for them where the network is trained already.
 
     Args:
         name: as in `build_model`.
@@ -123,6 +123,7 @@ def model_info(name: str, **options: Any) -> ModelInfo:
         return ModelInfo(
             mean=tuple(getattr(builder, "mean", (0.0,))),
             std=tuple(getattr(builder, "std", (1.0,))),
+            told=hasattr(builder, "mean") and hasattr(builder, "std"),
             input_shape=getattr(builder, "input_shape", None),
             num_classes=num_classes or getattr(builder, "num_classes", None),
             source=name,

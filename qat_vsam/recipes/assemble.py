@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from qat_vsam.config import DataSection, Recipe
 from qat_vsam.data import Batches, Dataset, Source, Split, load_source
-from qat_vsam.errors import ConfigError, explain
+from qat_vsam.errors import CheckpointError, ConfigError, explain
 from qat_vsam.models import ModelInfo, build_model, model_info
 from qat_vsam.quant import LayerRule, QuantSpec, calibrate, correct_bias, prepare, set_compiled
 from qat_vsam.quant.backends.brevitas import check_brevitas, to_brevitas
@@ -44,7 +44,7 @@ def check_names(recipe: Recipe) -> None:
     Raises:
         InputError: an unknown model, optimizer option or bit width; the message names the key.
     """
-    model_info(recipe.model.name)
+    _check_normalisation(recipe, model_info(recipe.model.name))
     quant_spec(recipe)
     _check_backend(recipe)
     _check_calibration(recipe)
@@ -101,7 +101,7 @@ def _source(name: str, root: Path | None, options_json: str) -> Source:
 def float_model(recipe: Recipe, root: Path | None) -> nn.Module:
     """The network before quantization, with its checkpoint's weights or random ones by the run's seed."""
     section = recipe.model
-    checkpoint = None if section.checkpoint is None else _find_checkpoint(section.checkpoint, root)
+    checkpoint = None if section.checkpoint is None else find_checkpoint(section.checkpoint, root)
     model = build_model(section.name, checkpoint, seed=recipe.seed, **section.options)
     return model.to(recipe.device).to(memory_format=torch.channels_last)
 
@@ -220,16 +220,33 @@ def _check_calibration(recipe: Recipe) -> None:
             check_observed("quant.activation", rule.activation, "activation", recipe.quant.calibration)
 
 
+def _check_normalisation(recipe: Recipe, info: ModelInfo) -> None:
+    for key in ("mean", "std"):
+        values = getattr(recipe.model, key)
+        if values is not None and info.input_shape is not None and len(values) not in (1, info.input_shape[0]):
+            rule = f"a number for each of {info.input_shape[0]} channels, or one for all"
+            raise ConfigError(explain(f"model.{key}", values, rule, "correct it"))
+
+
 def _check_device(name: str) -> None:
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # the meta device has tensors, and no numbers
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ConfigError(explain("device", name, "a device that is here", f"use cpu ({reason})")) from None
 
 
-def _find_checkpoint(text: str, root: Path | None) -> Path:
-    path = Path(text)
-    if path.is_absolute() or path.exists() or root is None:
-        return path
-    return root / path
+def find_checkpoint(text: str, root: Path | None) -> Path:
+    """The file that a recipe names: from here, or from the data root.
+
+    Raises:
+        CheckpointError: it is at neither place.
+    """
+    places = [Path(text), *([] if root is None or Path(text).is_absolute() else [root / text])]
+    for path in places:
+        if path.is_file():
+            return path
+    looked = " and ".join(str(path) for path in places)
+    raise CheckpointError(
+        explain("model.checkpoint", text, f"a file that exists; looked for {looked}", "check the path")
+    )

@@ -22,7 +22,15 @@ _BACKENDS = (
     "onnxruntime",
     "timm",
     "openvino",
+    "qonnx",
+    "onnxoptimizer",
+    "transformers",
+    "accelerate",
+    "lightning",
+    "tensorboard",
 )
+# package -> the extra that brings it, where that is called otherwise
+_EXTRAS = {"onnxoptimizer": "qonnx"}
 
 
 def catalogue() -> dict[str, list[str]]:
@@ -51,5 +59,5 @@ def describe_backends() -> dict[str, str]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = f"not installed; pip install 'qat-vsam[{package}]'"
+            found[package] = f"not installed; pip install 'qat-vsam[{_EXTRAS.get(package, package)}]'"
     return found

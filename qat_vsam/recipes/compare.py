@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qat_vsam.config import Comparison, Recipe, dump_yaml, fingerprint
+from qat_vsam.errors import RunFolderError, explain
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes.benchmark import bench_arms
 from qat_vsam.recipes.cell import Cell
@@ -99,8 +100,14 @@ def _keep_bench(
     if section is None:
         return
     timed = {arm: fingerprint(recipe) for arm, recipe in arms.items()} | {"bench": fingerprint(section)}
-    if path.exists() and json.loads(path.read_text()).get("timed") == timed:
-        return
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text())
+        except ValueError:
+            advice = "delete it, and the arms are timed again"
+            raise RunFolderError(explain(str(path), "a file that was changed or cut", "step times", advice)) from None
+        if isinstance(kept, dict) and kept.get("timed") == timed:
+            return
     listener.say("timing the arms, step by step in turn")
     measured = bench_arms(arms, section, data_root)
     write_atomic(path, (json.dumps(measured | {"timed": timed}, indent=2) + "\n").encode())

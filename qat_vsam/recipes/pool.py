@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from qat_vsam.config import recipe_from
 from qat_vsam.errors import RunFolderError, explain
+from qat_vsam.recipes import assemble
 from qat_vsam.recipes.cell import Cell, check_unchanged
+from qat_vsam.recipes.checks import check_places
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.train import run_recipe
 from qat_vsam.recipes.trial import run_trial
+from qat_vsam.recipes.worker import begin_work, end_workers, leaving_at_a_stop, sigint_blocked, sigterm_interrupts
 from qat_vsam.train import Interrupted
 
 
@@ -47,6 +47,7 @@ def run_cells(
         keep: called with cells that were found finished, and with each that is finished now.
 
     Raises:
+        InputError, CheckpointError: data or weights that a run needs are not there; no run has begun.
         RunFolderError: a finished run belongs to another recipe, or a worker died.
     """
     listener = listener or Listener()
@@ -55,16 +56,20 @@ def run_cells(
     if queue.done == total:
         listener.say(f"all {total} runs are finished; nothing is left to train")
         return
+    for recipe in {cell.arm: cell.recipe for cell in queue.waiting}.values():
+        check_places(recipe, assemble.data_root(recipe, data_root))
     if queue.done:
         listener.say(f"{queue.done} of {total} runs are finished; going on with the rest")
     # spawned, not forked: a fork copies torch's thread pools in the middle of their work
     context = multiprocessing.get_context("spawn")
-    with _sigterm_interrupts(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+    others = multiprocessing.active_children()
+    with sigterm_interrupts(), ProcessPoolExecutor(workers, mp_context=context, initializer=begin_work) as pool:
         running: dict[Future[None], Cell] = {}
         try:
             while queue.waiting or running:
                 for cell in queue.take(workers - len(running)):
-                    running[pool.submit(_run_cell, _plain(cell), data_root, command)] = cell
+                    with sigint_blocked():
+                        running[pool.submit(_run_cell, _plain(cell), data_root, command)] = cell
                 if not running:
                     raise _stuck(queue.waiting[0])
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -84,10 +89,13 @@ def run_cells(
                     "run the same command again; it resumes",
                 )
             ) from None
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # a run under way writes its checkpoint first
+            cut_off = end_workers(others)
+            if cut_off:
+                listener.say(f"{cut_off} runs had no time for a checkpoint and go on from their last one")
+            if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+                raise Interrupted(signal.SIGINT) from None
             raise
 
 
@@ -129,23 +137,6 @@ class _Queue:
         return taken
 
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the block like Ctrl-C does, so that the workers are stopped with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _plain(cell: Cell) -> dict[str, Any]:
     return {
         "recipe": cell.recipe.model_dump(mode="json"),
@@ -161,13 +152,10 @@ def _run_cell(cell: Mapping[str, Any], data_root: Path | None, command: str) -> 
     recipe = recipe_from(cell["recipe"])
     torch.set_num_threads(recipe.threads or 1)
     start = None if cell["start"] is None else Path(cell["start"])
-    try:
+    with leaving_at_a_stop():
         if cell["trial"]:
             run_trial(recipe, cell["folder"], data_root=data_root)
         else:
             run_recipe(
                 recipe, cell["folder"], data_root=data_root, start=start, arm=cell["arm"], command=command or None
             )
-    except Interrupted as stop:
-        # what a worker raises must survive the way to its parent, which has been told by the signal itself
-        raise RunFolderError(str(stop)) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from qat_vsam.config import Recipe, recipe_from
 from qat_vsam.errors import ConfigError, explain
-from qat_vsam.models import model_info
+from qat_vsam.models import is_user_function, model_info
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.train import run_recipe
 
@@ -90,4 +90,8 @@ def quantize(
     """
     if recipe.quant is None:
         raise ConfigError(explain("quant", None, "a section with bits", "give --bits, for example w4a8"))
+    # a function of the user and a folder of transformers may bring weights of their own
+    brings_weights = is_user_function(recipe.model.name) or recipe.model.name.startswith("hf:")
+    if listener is not None and recipe.model.checkpoint is None and not brings_weights:
+        listener.say("warning: without --checkpoint the net starts from random weights; give the file of trained ones")
     return run_recipe(recipe, folder, data_root=data_root, listener=listener, command=command)

@@ -14,8 +14,9 @@ from qat_vsam.config import Recipe, fingerprint
 from qat_vsam.data import Dataset
 from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.evaluate import Size
-from qat_vsam.quant.compiled import compiled_kernels
 from qat_vsam.train import FitResult, describe_environment
+from qat_vsam.train.manifest import check_manifest
+from qat_vsam.train.run_folder import read_environment
 
 SCHEMA = 2
 RESULT = "result.json"
@@ -26,13 +27,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     """The content of a finished run's `result.json`.
 
     Raises:
-        CheckpointError: missing or not JSON.
+        CheckpointError: missing or not JSON, or a file of the run was bent since.
     """
-    path = folder / RESULT
+    content = _parsed(folder / RESULT)
+    check_manifest(folder)
+    return content
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(explain(str(path), error, "a finished run", "run `qat-vsam train` first")) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(explain(str(path), type(content).__name__, "a JSON object", "run `qat-vsam train` first"))
     return content
 
 
@@ -44,7 +52,7 @@ def refuse_old_schema(folder: Path) -> None:
     """
     if not (folder / RESULT).is_file():
         return
-    schema = read_result(folder).get("schema")
+    schema = _parsed(folder / RESULT).get("schema")
     if schema != SCHEMA:
         advice = "choose another folder, or delete this one and run the same command again"
         got = f"a result of schema {schema}: its optimizer's options were not recorded"
@@ -108,10 +116,7 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
         recipe: resolved.
         folder: of the run; its `environment.json` knows where it began and went on.
     """
-    path = folder / "environment.json"
-    first: dict[str, Any] = describe_environment(torch.device(recipe.device))
-    if path.is_file():
-        first = json.loads(path.read_text())
+    first = read_environment(folder) or describe_environment(torch.device(recipe.device))
     places = [first, *first.get("resumed_in", [])]
     packages = dict.fromkeys(name for place in places for name in place["versions"])
     threads = {place["threads"] for place in places}
@@ -126,11 +131,6 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "amp": recipe.amp,
         "finished": datetime.now(UTC).date().isoformat(),
     }
-
-
-def fused_calls() -> int:
-    """How often this process has used the fused kernels of the quantizers."""
-    return compiled_kernels.cache_info().hits
 
 
 def _listed(values: Sequence[str | None]) -> str | None:

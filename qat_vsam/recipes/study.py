@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from qat_vsam.errors import RunFolderError, explain
 from qat_vsam.report.records import RUNS, read_records, record_of, write_records
 from qat_vsam.train.files import translate_errors
+from qat_vsam.train.manifest import check_manifest
 
 
 class FinishedRun(Protocol):
@@ -71,8 +72,12 @@ class StudyFolder:
         """Take the results of finished run folders over; those of the same arm, seed and setting are replaced.
 
         Raises:
+            CheckpointError: a file of a run was bent since it was finished.
             RunFolderError: the disk refused; what was there before is still whole.
         """
+        finished = list(finished)
+        for run in finished:
+            check_manifest(run.folder)
         new = {
             _key(run.arm, run.seed, run.setting): record_of(
                 run.folder, arm=run.arm, seed=run.seed, trial=run.setting, settings=run.settings

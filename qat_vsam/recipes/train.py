@@ -26,11 +26,14 @@ from qat_vsam.export import export, load_runtime
 from qat_vsam.models import load_checkpoint
 from qat_vsam.recipes import assemble
 from qat_vsam.recipes import result as results
+from qat_vsam.recipes.checks import check_layers, check_places
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.optimizers import build_optimizer, describe_optimizer
 from qat_vsam.recipes.resolve import resolve
 from qat_vsam.recipes.result import WEIGHTS, read_result
-from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, write_atomic
+from qat_vsam.train import FitResult, RunFolder, TeacherBatches, describe_environment, fit, fused_calls, write_atomic
+from qat_vsam.train.manifest import check_manifest, opened, sealed
+from qat_vsam.train.run_folder import BASELINE
 
 EXPORT_NAMES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
@@ -86,6 +89,8 @@ def run_recipe(
     listener = listener or Listener()
     assemble.check_names(recipe)
     recipe = resolve(recipe)
+    root = assemble.data_root(recipe, data_root)
+    check_places(recipe, root)
     results.refuse_old_schema(Path(folder))
     with RunFolder(folder, dump_yaml(recipe)) as run:
         if run.finished:
@@ -94,18 +99,21 @@ def run_recipe(
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         run.record_environment(describe_environment(torch.device(recipe.device)))
-        fused_before = results.fused_calls()
-        root = assemble.data_root(recipe, data_root)
-        data = assemble.dataset(recipe, root)
-        loaders = assemble.loaders(recipe, data)
+        fused_before = fused_calls()
         model = assemble.float_model(recipe, root)
         if start is not None:
+            check_manifest(start.parent)
             load_checkpoint(model, start)
+        check_layers(recipe, model)
+        data = assemble.dataset(recipe, root)
+        loaders = assemble.loaders(recipe, data)
+        sample = next(iter(loaders.test))[0]
+        size = " x ".join(str(length) for length in sample.shape[1:])
+        listener.say(f"inputs: {size}, mean {recipe.model.mean}, std {recipe.model.std}")
         has_past = start is not None or recipe.model.checkpoint is not None
         before = _Baseline(run.path)
         if has_past and recipe.quant is not None:
             listener.say(f"float32 test accuracy: {before.measure('float_before', model, loaders.test):.2%}")
-        sample = next(iter(loaders.test))[0]
         float_size = model_size(model, sample[:1])
         teacher = copy.deepcopy(model) if recipe.train.distill is not None else None
         if recipe.quant is not None:
@@ -133,7 +141,7 @@ def run_recipe(
             "cost": results.cost(None if trained is None else trained.fit),
             "stopped": trained is not None and trained.fit.stopped,
             "size": results.sizes(float_size, quantized_size),
-            "fused_quantizers": results.fused_calls() > fused_before,
+            "fused_quantizers": fused_calls() > fused_before,
             "exports": exports,
             "provenance": results.provenance(recipe, run.path),
         }
@@ -289,13 +297,15 @@ class _Baseline:
     """Accuracies from before the training, measured once a run and kept beside it."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "baseline.json"
-        self._values: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._path = folder / BASELINE
+        self._values: dict[str, float] = {}
+        if self._path.exists():
+            self._values = opened(self._path, self._path.read_bytes(), ("float_before", "calibrated"))
 
     def measure(self, name: str, model: nn.Module, test: Batches) -> float:
         if name not in self._values:
             self._values[name] = accuracy(model, test, device=test.device).value
-            write_atomic(self._path, json.dumps(self._values).encode())
+            write_atomic(self._path, json.dumps(sealed(self._values)).encode())
         return self._values[name]
 
     def values(self) -> Mapping[str, float | None]:

@@ -11,6 +11,7 @@ from qat_vsam.config import Recipe, dump_yaml, fingerprint
 from qat_vsam.errors import NonFiniteError
 from qat_vsam.evaluate import accuracy
 from qat_vsam.recipes import assemble
+from qat_vsam.recipes.checks import check_places
 from qat_vsam.recipes.events import Listener
 from qat_vsam.recipes.resolve import resolve
 from qat_vsam.recipes.result import SCHEMA, read_result, refuse_old_schema
@@ -38,13 +39,14 @@ def run_trial(recipe: Recipe, folder: str | Path, *, data_root: Path | None = No
     """
     assemble.check_names(recipe)
     recipe = resolve(recipe)
+    root = assemble.data_root(recipe, data_root)
+    check_places(recipe, root)
     refuse_old_schema(Path(folder))
     with RunFolder(folder, dump_yaml(recipe)) as run:
         if run.finished:
             return read_result(run.path)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        root = assemble.data_root(recipe, data_root)
         loaders = assemble.loaders(recipe, assemble.dataset(recipe, root))
         model = assemble.float_model(recipe, root)
         if recipe.quant is not None:

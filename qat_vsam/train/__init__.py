@@ -2,7 +2,7 @@
 
 from qat_vsam.train.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
 from qat_vsam.train.distill import DISTILLATION_LOSSES, TeacherBatches, kl_divergence
-from qat_vsam.train.environment import describe_environment
+from qat_vsam.train.environment import describe_environment, fused_calls
 from qat_vsam.train.files import write_atomic
 from qat_vsam.train.ledger import CostLedger
 from qat_vsam.train.loop import EpochBatches, FitResult, fit, training_step
@@ -22,6 +22,7 @@ __all__ = [
     "TeacherBatches",
     "describe_environment",
     "fit",
+    "fused_calls",
     "kl_divergence",
     "load_trained",
     "read_checkpoint",

@@ -128,7 +128,9 @@ class CheckpointFolder:
             CheckpointError: the disk refused; the older checkpoints are whole.
         """
         with translate_errors(CheckpointError, self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.path.is_dir():
+                self.path.mkdir(parents=True)
+                sync_folder(self.path.parent)
         write_checkpoint(self.path / f"epoch-{epoch:04d}-step-{step:08d}.pt", state)
         with translate_errors(CheckpointError, self.path):
             for old in self.paths()[: -self.keep]:

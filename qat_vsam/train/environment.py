@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from qat_vsam.quant.compiled import compiled_kernels
+
 _PACKAGES = ("torch", "torchvision", "numpy")
 _PACKAGE = Path(__file__).parents[1]
 _GIT_SECONDS = 5.0
@@ -34,6 +36,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
+
+
+def fused_calls() -> int:
+    """How often this process has used the fused kernels of the quantizers."""
+    return compiled_kernels.cache_info().hits
 
 
 @cache

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        with open(temporary, "wb") as file:
+        # made anew: a link of that name would lead to somebody else's file
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -54,6 +57,38 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that a run keeps open and changes, or make it; a link, which leads to another's file, is refused.
+
+    Args:
+        path: the file.
+        flags: for `os.open`, beside those that make it.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        RunFolderError: the name is a link, one of several names of a file, or no file at all.
+        OSError: the disk refused.
+    """
+    # without O_NONBLOCK a pipe would be waited for
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise _not_own(path, "a link" if error.errno == errno.ELOOP else "a pipe") from None
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise _not_own(path, "another name of a file" if stat.S_ISREG(status.st_mode) else "a device or a pipe")
+
+
+def _not_own(path: Path, got: str) -> RunFolderError:
+    return RunFolderError(explain(str(path), got, "a file of the run's own", "delete it, or choose another folder"))
 
 
 def sync_folder(folder: Path) -> None:
@@ -110,7 +145,7 @@ class LineLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         with translate_errors(RunFolderError, path):
-            self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the log
+            self._file = os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "ab")
 
     def append(self, record: Mapping[str, object]) -> None:
         """Add one line and hand it to the operating system, so that a reader sees it at once."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from qat_vsam.train.environment import describe_environment
+from qat_vsam.train.environment import describe_environment, fused_calls
 from qat_vsam.train.ledger import CostLedger, Stopwatch
 from qat_vsam.train.run_folder import RunFolder
 from qat_vsam.train.signals import Interrupted, StopSignals
@@ -81,6 +81,7 @@ class Recorder:
         self._signals = StopSignals()
         self._loss: float | None = None
         self._saved = 0
+        self._fused_before: int | None = None
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Recorder:
@@ -88,6 +89,7 @@ class Recorder:
             self._exits.enter_context(self._signals)
             self._run.record_environment(describe_environment(self.state.device))
             saved = self._run.restore()
+            self._fused_before = fused_calls()
             if saved is not None:
                 self.state.load_state_dict(saved)
                 self.resumed_from = self._saved = self.state.ledger.steps
@@ -115,6 +117,10 @@ class Recorder:
             NonFiniteError: at a logged step, the loss is NaN or infinite.
             Interrupted: a signal came; a checkpoint has been written.
         """
+        if self._run is not None and self._fused_before is not None:
+            # the first step of this process shows which kernels there are
+            self._run.record_kernels("fused" if fused_calls() > self._fused_before else "eager")
+            self._fused_before = None
         step = self.state.ledger.steps
         if step % self._plan.log_every == 0:
             self._log_step(loss, learning_rate)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +17,12 @@ from torch import nn
 
 from qat_vsam.errors import CheckpointError, RunFolderError, explain
 from qat_vsam.train.checkpoint import CheckpointFolder
-from qat_vsam.train.files import LineLog, remove_temporaries, translate_errors, write_atomic
+from qat_vsam.train.files import LineLog, open_own, remove_temporaries, translate_errors, write_atomic
+from qat_vsam.train.manifest import opened, sealed, write_manifest
 
+BASELINE = "baseline.json"  # what was measured before the training
+ENVIRONMENT = "environment.json"
+_UNSEALED = ("package", "commit", "versions", "platform", "processor", "threads", "device", "resumed_in")
 LONGEST_DIFFERENCE = 20  # lines of a recipe's difference that a message shows
 
 logger = logging.getLogger(__name__)
@@ -27,13 +32,14 @@ class RunFolder:
     """Open a run, or begin one.
 
     The folder holds `recipe.yaml`, `metrics.jsonl` (no timings, so that it repeats byte for byte),
-    `timing.jsonl`, `checkpoints/`, `exports/`, `environment.json` and, once the run is done, `result.json`.
+    `timing.jsonl`, `checkpoints/`, `exports/`, `environment.json` and, once the run is done, `result.json` and
+    `manifest.sha256`, by which readers see that no file was bent.
     The operating system drops the lock when the process ends, however it ends.
 
     Args:
         path: the folder; created with its parents.
-        recipe: the resolved recipe as text. The first call keeps it, later ones must bring the same. None:
-            not compared.
+        recipe: the resolved recipe as text. It is kept, and once a step or a measurement is written, later calls
+            must bring the same. None: not compared.
         keep_checkpoints: how many of the newest checkpoints stay.
 
     Raises:
@@ -52,19 +58,20 @@ class RunFolder:
         self.path = Path(path)
         self.exports = self.path / "exports"
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", keep=keep_checkpoints)
+        self._logs = ExitStack()
         with translate_errors(RunFolderError, self.path):
             self.exports.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = open_own(self.path / "lock", os.O_RDWR)
         try:
             self._take_lock()
             with translate_errors(RunFolderError, self.path):
                 remove_temporaries(self.path)
             if recipe is not None:
                 self._keep_recipe(recipe)
-            self._metrics = LineLog(self.path / "metrics.jsonl")
-            self._timing = LineLog(self.path / "timing.jsonl")
+            self._metrics = self._logs.enter_context(closing(LineLog(self.path / "metrics.jsonl")))
+            self._timing = self._logs.enter_context(closing(LineLog(self.path / "timing.jsonl")))
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     @property
@@ -112,7 +119,7 @@ class RunFolder:
         return training
 
     def write_result(self, result: Mapping[str, object]) -> None:
-        """Write `result.json`, which says that the run is finished.
+        """Write `manifest.sha256`, and then `result.json`, which says that the run is finished.
 
         Args:
             result: plain values; None stands for a number that does not exist, NaN is not JSON.
@@ -120,34 +127,59 @@ class RunFolder:
         Raises:
             RunFolderError: the disk refused.
         """
-        self._write_json("result.json", result)
+        path = self.path / "result.json"
+        data = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+        with translate_errors(RunFolderError, path):
+            write_manifest(self.path, data)
+            write_atomic(path, data)
 
     def record_environment(self, environment: Mapping[str, object]) -> None:
         """Write `environment.json`; when a run goes on elsewhere, add that and warn that bits may differ.
 
         Raises:
-            RunFolderError: the disk refused, or the file is not what was written.
+            RunFolderError: the disk refused.
+            CheckpointError: the file is not what was written.
         """
-        path = self.path / "environment.json"
-        first = self._read_json(path)
+        first = read_environment(self.path)
         if first is None:
-            self._write_json(path.name, environment)
+            self._write_environment(environment)
             return
         others = list(first.pop("resumed_in", []))
         last = others[-1] if others else first
         changed = [key for key in environment if last.get(key) != environment[key]]
         if changed:
-            logger.warning(
-                "%s: %s changed since the run began; the last bits may differ from an undisturbed run",
-                self.path,
-                ", ".join(changed),
-            )
-            self._write_json(path.name, first | {"resumed_in": [*others, dict(environment)]})
+            self._warn_of_change(", ".join(changed))
+            self._write_environment(first | {"resumed_in": [*others, dict(environment)]})
+
+    def record_kernels(self, kernels: str) -> None:
+        """Add to `environment.json` which kernels the steps run on; warn where a run goes on with others.
+
+        Args:
+            kernels: "fused" or "eager", known when a step is done.
+
+        Raises:
+            RunFolderError: the disk refused.
+            CheckpointError: the file is not what was written.
+        """
+        first = read_environment(self.path) or {}
+        places = [first, *first.pop("resumed_in", [])]
+        known = [place["kernels"] for place in places if "kernels" in place]
+        if known and known[-1] != kernels:
+            self._warn_of_change(f"the quantizers' kernels ({known[-1]}, now {kernels})")
+        if places[-1].get("kernels", kernels) == kernels:
+            places[-1]["kernels"] = kernels
+        else:
+            places.append(places[-1] | {"kernels": kernels})
+        self._write_environment(places[0] | ({"resumed_in": places[1:]} if places[1:] else {}))
+
+    def _warn_of_change(self, what: str) -> None:
+        logger.warning(
+            "%s: %s changed since the run began; the last bits may differ from an undisturbed run", self.path, what
+        )
 
     def close(self) -> None:
         """Close the logs and let go of the folder."""
-        self._metrics.close()
-        self._timing.close()
+        self._logs.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -186,6 +218,12 @@ class RunFolder:
             kept = path.read_text(errors="replace")
         if kept == recipe:
             return
+        if not self._has_begun():
+            with translate_errors(RunFolderError, path):
+                # the place of an attempt that came to nothing is nobody's past
+                (self.path / ENVIRONMENT).unlink(missing_ok=True)
+                write_atomic(path, recipe.encode())
+            return
         lines = list(
             difflib.unified_diff(
                 kept.splitlines(), recipe.splitlines(), "the run's recipe", "this recipe", lineterm="", n=1
@@ -198,27 +236,35 @@ class RunFolder:
                 str(path),
                 "a changed recipe for a run that has begun",
                 "the recipe it began with",
-                "undo the change or choose another folder:\n" + "\n".join(lines),
+                "undo the change or choose another folder (--out):\n" + "\n".join(lines),
             )
         )
 
-    def _write_json(self, name: str, content: Mapping[str, object]) -> None:
-        path = self.path / name
-        with translate_errors(RunFolderError, path):
-            write_atomic(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    def _has_begun(self) -> bool:
+        """Whether a step or a measurement was written, so that the recipe can no longer change."""
+        log = self.path / "metrics.jsonl"
+        measured = any((self.path / name).exists() for name in ("result.json", BASELINE))
+        return measured or bool(self.checkpoints.paths()) or (log.exists() and log.stat().st_size > 0)
 
-    def _read_json(self, path: Path) -> dict[str, Any] | None:
+    def _write_environment(self, content: Mapping[str, object]) -> None:
+        path = self.path / ENVIRONMENT
         with translate_errors(RunFolderError, path):
-            if not path.exists():
-                return None
-            text = path.read_text(errors="replace")
-        try:
-            content = json.loads(text)
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            raise RunFolderError(explain(str(path), "no JSON object", "what the run wrote", "delete the file"))
-        return content
+            write_atomic(path, (json.dumps(sealed(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """Where a run began, and under `resumed_in` where it went on; None where nothing is recorded.
+
+    Raises:
+        RunFolderError: the disk refused.
+        CheckpointError: the file is not what was written.
+    """
+    path = folder / ENVIRONMENT
+    with translate_errors(RunFolderError, path):
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+    return opened(path, data, _UNSEALED)
 
 
 def load_trained(path: str | Path, model: nn.Module) -> int:

@@ -65,6 +65,8 @@ class TrainingState:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._loss_rows = 0
         self._skipped = getattr(optimizer, "skipped", 0)
+        # a mask may hold infinities on purpose: what is not finite at the start need not become so
+        self._unwatched = set(nonfinite_names(model))
 
     @property
     def stopped(self) -> bool:
@@ -135,17 +137,26 @@ class TrainingState:
                 )
             )
 
+    def check_model(self) -> None:
+        """Refuse a net whose weights or buffers became NaN or infinite; in training mode its loss need not show it.
+
+        Raises:
+            NonFiniteError: naming the first of them.
+        """
+        for net in (self.model,) if self.average is None else (self.model, self.average.module):
+            broken = [name for name in nonfinite_names(net) if name not in self._unwatched]
+            if broken:
+                others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+                self.check_finite(f"{broken[0]}{others}", torch.tensor(torch.nan))
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only.
 
         Raises:
-            NonFiniteError: a weight or a loss of this epoch is NaN or infinite.
+            NonFiniteError: a weight, a running statistic or a loss of this epoch is NaN or infinite.
         """
         self.train_loss()
-        weights = [parameter.detach().isfinite().all() for parameter in self.model.parameters()]
-        if weights:
-            finite = torch.stack(weights)
-            self.check_finite("weights", torch.where(finite, 0.0, torch.nan))
+        self.check_model()
         on_gpu = self.device.type == "cuda"
         average = {} if self.average is None else {"average": self.average.module.state_dict()}
         return {
@@ -193,6 +204,23 @@ class TrainingState:
         torch.set_rng_state(state["random_cpu"])
         if self.device.type == "cuda" and state["random_device"] is not None:
             torch.cuda.set_rng_state(state["random_device"], self.device)
+
+
+def nonfinite_names(model: nn.Module) -> list[str]:
+    """The parameters and buffers that hold a NaN or an infinity, found with one wait for the device.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(2)
+        >>> _ = norm.running_var.fill_(torch.inf)
+        >>> nonfinite_names(norm)
+        ['running_var']
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    watched = [(name, value.detach()) for name, value in named if value.is_floating_point() or value.is_complex()]
+    if not watched:
+        return []
+    finite = torch.stack([value.isfinite().all() for _, value in watched]).tolist()
+    return [name for (name, _), whole in zip(watched, finite, strict=True) if not whole]
 
 
 def _refusal(got: str, expected: str) -> CheckpointError:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,59 @@ def test_a_file_without_a_state_dict_is_refused(
         torch.save(content, tmp_path / name)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(trained, tmp_path / name)
+
+
+def _altered(model: torch.nn.Module, key: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**model.state_dict(), key: value}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused_by_name(
+    trained: torch.nn.Module, tmp_path: Path, suffix: str, number: float
+) -> None:
+    path, fresh = tmp_path / f"net{suffix}", build_model("digits_cnn", width=4, seed=2)
+    before = build_model("digits_cnn", width=4, seed=2)
+    key = next(key for key in trained.state_dict() if key.endswith("running_var"))
+    value = trained.state_dict()[key].clone()
+    value[1] = number
+    content = _altered(trained, key, value)
+    save_file(content, path) if suffix == ".safetensors" else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"NaN or infinity in 1 tensors: {key}"):
+        load_checkpoint(fresh, path)
+    assert _same(fresh, before)
+
+
+def test_numbers_beyond_the_type_of_the_model_are_refused(trained: torch.nn.Module, tmp_path: Path) -> None:
+    key, path = next(iter(trained.state_dict())), tmp_path / "net.pt"
+    torch.save(_altered(trained, key, trained.state_dict()[key].double() + 1e300), path)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        load_checkpoint(trained, path)
+
+
+def test_an_infinity_that_the_model_has_itself_is_no_mistake(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    load_checkpoint(model, tmp_path / "net.pt")
+
+
+def test_tensors_without_numbers_are_refused_by_name(trained: torch.nn.Module, tmp_path: Path) -> None:
+    key, path = next(iter(trained.state_dict())), tmp_path / "net.pt"
+    torch.save(_altered(trained, key, trained.state_dict()[key].to("meta")), path)
+    with pytest.raises(CheckpointError, match=f"{key}.*meta device"):
+        load_checkpoint(trained, path)
+
+
+def test_no_flipped_bit_of_a_checkpoint_gives_other_weights(trained: torch.nn.Module, tmp_path: Path) -> None:
+    path, whole = tmp_path / "net.pt", build_model("digits_cnn", width=4, seed=1)
+    torch.save(trained.state_dict(), path)
+    data = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(300):
+        bent = bytearray(data)
+        bent[draw.randrange(len(bent))] ^= 1 << draw.randrange(8)
+        path.write_bytes(bent)
+        with contextlib.suppress(CheckpointError):  # what still loads fell on bytes that mean nothing
+            load_checkpoint(trained, path)
+        assert _same(trained, whole)

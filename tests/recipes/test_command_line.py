@@ -280,3 +280,68 @@ def test_info_tells_versions_devices_and_what_is_installed(command_line: Call) -
     assert code == 0
     assert facts["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "device", "processor", "brevitas", "onnxruntime"} <= set(facts)
+    assert {"qonnx", "onnxoptimizer", "transformers", "accelerate", "lightning"} <= set(facts)
+
+
+def test_the_version_and_the_completion_of_a_shell_can_be_asked_for(command_line: Call) -> None:
+    from importlib.metadata import version
+
+    assert command_line("--version")[:2] == (0, f"qat-vsam {version('qat-vsam')}\n")
+    code, out, _ = command_line("-h")
+    assert code == 0
+    assert "--show-completion" in out
+
+
+def test_the_package_can_be_run_as_a_module() -> None:
+    command = [sys.executable, "-m", "qat_vsam", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("qat-vsam ")
+
+
+def test_train_takes_epochs_as_an_option(command_line: Call, recipe_file: Path, tmp_path: Path) -> None:
+    code, _, err = command_line("train", recipe_file, "--epochs", "2", "export=[]", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_quantize_warns_where_there_are_no_trained_weights(
+    command_line: Call, tmp_path: Path, pretrained: bool
+) -> None:
+    from qat_vsam.models import build_model
+
+    torch.save(build_model("digits_cnn", width=4, seed=0).state_dict(), tmp_path / "net.pt")
+    given = ["--checkpoint", tmp_path / "net.pt"] if pretrained else []
+    code, out, err = command_line(
+        "quantize",
+        "digits_cnn",
+        "--data",
+        "digits",
+        *given,
+        "model.options.width=4",
+        "export=[]",
+        "--out",
+        tmp_path / "q",
+    )
+    assert code == 0, err
+    assert ("random weights" in out) is not pretrained
+
+
+def test_a_trained_net_of_the_user_is_fed_as_somebody_tells_or_not_at_all(
+    command_line: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "\n\ndef told(root=None):\n    return stripes()\n\n\ntold.mean, told.std = (0.4,), (0.3,)\n"
+    (tmp_path / "mine_told.py").write_text(USER_CODE + told)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = ["quantize", "mine_told:network", "--bits", "w4a8", "export=[]"]
+    code, _, err = command_line(*job, "--data", "mine_told:stripes", "--out", tmp_path / "refused")
+    assert code == 2
+    assert "model.mean: got nothing" in err
+    assert not (tmp_path / "refused").exists()
+    changes = ["model.mean=0.5", "model.std=0.25"]
+    code, out, err = command_line(*job, *changes, "--data", "mine_told:stripes", "--out", tmp_path / "given")
+    assert code == 0, err
+    assert "inputs: 1 x 12 x 12, mean [0.5], std [0.25]" in out
+    code, out, err = command_line(*job, "--data", "mine_told:told", "--out", tmp_path / "told")
+    assert code == 0, err
+    assert "inputs: 1 x 12 x 12, mean [0.4], std [0.3]" in out

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from qat_vsam.errors import CheckpointError, RunFolderError
-from qat_vsam.train import RunFolder, describe_environment, fit, load_trained
+from qat_vsam.quant import QuantSpec, calibrate, prepare, set_compiled
+from qat_vsam.train import RunFolder, describe_environment, fit, load_trained, write_atomic
 
 RECIPE = "".join(f"option_{number}: {number}\n" for number in range(40))
 
@@ -38,8 +39,25 @@ def test_another_process_holds_the_folder_until_it_is_killed(tmp_path):
     RunFolder(tmp_path).close()
 
 
+def begin(folder):
+    """Open the folder and write a step."""
+    with RunFolder(folder, RECIPE) as run:
+        run.log({"kind": "step", "step": 1}, timing={})
+
+
+def test_a_recipe_may_change_until_a_step_or_a_measurement_is_written(tmp_path):
+    with RunFolder(tmp_path, "name: mistaken") as run:
+        run.record_environment({"threads": 99})
+    with RunFolder(tmp_path, RECIPE):
+        assert (tmp_path / "recipe.yaml").read_text() == RECIPE
+        assert not (tmp_path / "environment.json").exists()
+    (tmp_path / "baseline.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="a changed recipe"):
+        RunFolder(tmp_path, "name: another")
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(tmp_path):
-    RunFolder(tmp_path, RECIPE).close()
+    begin(tmp_path)
     RunFolder(tmp_path, RECIPE).close()
     changed = RECIPE.replace("option_7: 7", "option_7: 8")
     with pytest.raises(RunFolderError, match=r"-option_7: 7\n.*option_7: 8") as refused:
@@ -50,7 +68,7 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path):
 
 
 def test_the_difference_of_two_unlike_recipes_is_cut_short(tmp_path):
-    RunFolder(tmp_path, RECIPE).close()
+    begin(tmp_path)
     with pytest.raises(RunFolderError, match=r"\.\.\. \d+ more lines") as refused:
         RunFolder(tmp_path, RECIPE.replace("option", "choice"))
     assert len(str(refused.value).splitlines()) < 25
@@ -133,10 +151,73 @@ def test_the_environment_of_the_start_stays_and_another_one_is_added_with_a_warn
     assert [other["threads"] for other in written["resumed_in"]] == [99]
 
 
+def test_a_run_that_goes_on_with_other_kernels_says_so(tmp_path, caplog):
+    batch = (torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))
+
+    class OneBatch:
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            return iter([batch])
+
+        def epoch(self, epoch, start=0):
+            return iter([batch][start:])
+
+    def go_on(epochs, compiled):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        prepare(model, QuantSpec.preset("w4a4"), sample=batch[0])
+        calibrate(model, [batch])
+        set_compiled(model, compiled)
+        with RunFolder(tmp_path) as run:
+            fit(model, torch.optim.SGD(model.parameters(), lr=0.1), OneBatch(), run=run, epochs=epochs)
+
+    go_on(1, False)
+    assert json.loads((tmp_path / "environment.json").read_text())["kernels"] == "eager"
+    go_on(2, False)
+    assert not caplog.records
+    go_on(3, True)
+    assert "kernels (eager, now fused) changed" in caplog.text
+    caplog.clear()
+    go_on(4, True)
+    assert not caplog.records
+    written = json.loads((tmp_path / "environment.json").read_text())
+    assert [written["kernels"], *(other["kernels"] for other in written["resumed_in"])] == ["eager", "fused"]
+
+
 def test_a_damaged_environment_file_is_named(tmp_path):
     (tmp_path / "environment.json").write_text("{")
-    with RunFolder(tmp_path) as run, pytest.raises(RunFolderError, match=r"environment\.json"):
+    with RunFolder(tmp_path) as run, pytest.raises(CheckpointError, match=r"environment\.json"):
         run.record_environment({})
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to"])
+def test_a_link_in_a_run_folder_is_refused_and_what_it_leads_to_is_left_alone(tmp_path, name, how):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    getattr(folder / name, how)(victim)
+    with pytest.raises(RunFolderError, match=rf"{name}: got (a link|another name of a file); expected"):
+        RunFolder(folder, RECIPE)
+    assert victim.read_text() == "precious"
+
+
+def test_a_pipe_in_the_place_of_a_log_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl: got a (device or a )?pipe"):
+        RunFolder(tmp_path)
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    write_atomic(tmp_path / "note.txt", b"old")
+    (tmp_path / "note.txt.tmp").symlink_to(victim)
+    write_atomic(tmp_path / "note.txt", b"new")
+    assert (tmp_path / "note.txt").read_bytes() == b"new"
+    assert victim.read_text() == "precious"
 
 
 def test_the_trained_weights_can_be_read_while_the_folder_is_held(tmp_path):
