@@ -26,7 +26,7 @@ from qat_vsam.quant.layers import (
 from qat_vsam.quant.modes import inputs_of
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.readers import call_children
-from qat_vsam.quant.replace import replace_modules
+from qat_vsam.quant.replace import replace_modules, unchanged_on_failure
 from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_as_loaded, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.subclass import cannot_be_met, is_subclass, quantized_subclass
@@ -92,12 +92,10 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         5      Linear       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
     """
     _check(model)
-    made = call_projections(model) | call_children(model)
-    try:
+    with unchanged_on_failure(model):
+        call_projections(model)
+        call_children(model)
         return _prepare(model, spec, sample)
-    except BaseException:
-        replace_modules(model, made)
-        raise
 
 
 def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summary:

@@ -3,8 +3,8 @@
 A residual block feeds its input to the first convolution and to the shortcut's. A runtime quantizes that
 tensor once, so training must too, or the export computes something else.
 
-Which layers share is found by a forward pass, in `prepare` with a sample or in `calibrate`. A trained state_dict says it
-too: each shared quantizer is stored under all its names, with the place of the layer whose quantizer it is, and
+Which layers share is found by a forward pass, in `prepare` with a sample or in `calibrate`. A trained state_dict says
+it too: each shared quantizer is stored under all its names, with the place of the layer whose quantizer it is, and
 loading it into a model that was prepared without a sample joins the same layers.
 """
 

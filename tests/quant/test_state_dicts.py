@@ -1,4 +1,4 @@
-"""State dicts of prepared models: other libraries can save them, and a new process shares quantizers as the old one did."""
+"""State dicts of prepared models: other libraries save them, and a new process shares quantizers as the old one did."""
 
 import copy
 
