@@ -13,28 +13,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qat_vsam.quant.dropouts import AtDropouts
 from qat_vsam.quant.modes import evaluating, quantizers_off
 from qat_vsam.quant.quantizers import Quantizer
 
 # What only arranges, repeats or selects values, or fills in zeros, which are on every grid; maxima commute with
-# rounding. What holds for the values of such an operation's input holds for those of its output. "training_only" is what
-# hands its input on here and changes it in training: dropouts, stochastic depth.
+# rounding. What holds for the values of such an operation's input holds for those of its output. "training_only" is
+# what hands its input on here and changes it in training: dropouts, stochastic depth.
 ARRANGING = {
     *("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "permute", "transpose", "t", "squeeze"),
     *("unsqueeze", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "repeat", "clone", "alias"),
     *("detach", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "zero_pad"),
     *("as_strided", "max_pool", "training_only"),
-}
-_DROPOUTS = {
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
-    *(torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
 }
 _NAMES = {
     "cat": "concat",
@@ -145,7 +140,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
         recorder.note(x, None, depends=True)
         stack.enter_context(evaluating(model))
         stack.enter_context(quantizers_off(model))
-        stack.enter_context(_AtDropouts(recorder))
+        stack.enter_context(AtDropouts(recorder.training_only))
         stack.enter_context(recorder)
         model(x)
     return recorder.trace
@@ -181,8 +176,7 @@ class _Recorder(TorchDispatchMode):
         self._time += 1
         return self._time
 
-    def inside(self) -> bool:
-        """Whether a module that is taken as a whole runs."""
+    def _inside(self) -> bool:
         return any(call.module in self.whole for call in self._stack)
 
     def _operation(self, kind: str, inputs: Iterable[Tensor], written: Tensor | None) -> Operation:
@@ -201,7 +195,7 @@ class _Recorder(TorchDispatchMode):
                 operation.outputs.append(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.inside() or self._paused or not self._stack:
+        if self._inside() or self._paused or not self._stack:
             return func(*args, **(kwargs or {}))
         kind = _kind(func, args)
         written = None if kind in ARRANGING else _written(func, args)
@@ -218,10 +212,12 @@ class _Recorder(TorchDispatchMode):
         """Whether a module of unknown kind does nothing to its input, and so may do something in training."""
         known = (nn.Identity, nn.Sequential, nn.modules.dropout._DropoutNd, Quantizer)
         handed_on = call.first is not None and self._values.get(id(result)) is call.first
-        return handed_on and not self.inside() and not isinstance(call.module, known)
+        return handed_on and not isinstance(call.module, known)
 
     def training_only(self, x: Tensor) -> Tensor:
         """What is x here and something else in training, under a name of its own."""
+        if self._inside():
+            return x
         operation = self._operation("training_only", [x], None)
         self._paused = True
         y = x.view_as(x)
@@ -257,21 +253,6 @@ class _Recorder(TorchDispatchMode):
             return result
 
         return enter, leave
-
-
-class _AtDropouts(TorchFunctionMode):
-    """Dropouts in evaluation mode are nothing to the dispatcher; here they are seen before they vanish."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        x = args[0] if args else (kwargs or {}).get("input")
-        if func in _DROPOUTS and result is x and not self._recorder.inside():
-            return self._recorder.training_only(result)
-        return result
 
 
 def root(value: Value) -> Value:

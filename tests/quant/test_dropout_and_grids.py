@@ -1,4 +1,4 @@
-"""In training too every layer reads codes: what changes a tensor in training only does not come behind its quantizer."""
+"""In training too every layer reads codes: nothing that changes a tensor in training only is behind its quantizer."""
 
 import pytest
 import torch
