@@ -31,10 +31,15 @@ _NOTHING = ("empty", "empty_like", "zeros", "ones", "full", "arange", "lift_fres
 
 @dataclass
 class Group:
-    """Tensors on one grid: where they are quantized, and the layers that read nothing else."""
+    """Tensors on one grid: where they are quantized, and the layers that read nothing else.
+
+    `off_grid` are those of the readers that read a tensor behind a dropout, which moves it off the grid in training:
+    they share the quantizer and run it themselves.
+    """
 
     borders: list[Border] = field(default_factory=list)
     readers: list[str] = field(default_factory=list)
+    off_grid: set[str] = field(default_factory=set)
     example: Value | None = None
 
 
@@ -92,14 +97,18 @@ class Plan:
             if value in self._places:
                 group.borders.append(self._places[value])
         inputs: dict[str, list[Value]] = {}
+        moved: set[str] = set()
         for operation in self._seen.operations:
             if operation.kind == "layer" and operation.inputs:
                 inputs.setdefault(operation.owner, []).append(root(operation.inputs[0]))
+                if _changes_in_training(operation.inputs[0]):
+                    moved.add(operation.owner)
         for name, values in inputs.items():
             leaders = {self._leader(value) if value in self._same else None for value in values}
             leader = leaders.pop()
             if leader is not None and not leaders:
                 groups[leader].readers.append(name)
+                groups[leader].off_grid |= moved & {name}
         return list(groups.values())
 
     def _why_not(self, operation: Operation) -> str:
@@ -159,6 +168,7 @@ def add_quantizers(model: nn.Module, groups: list[Group], activation: TensorSpec
     modules, layers = dict(model.named_modules()), dict(quant_layers(model))
     for group in groups:
         readers = [layers[name] for name in group.readers if name in layers]
+        off_grid = {layers[name] for name in group.off_grid if name in layers}
         readers = [layer for layer in readers if layer.input_quantizer is not None]
         readers.sort(key=lambda layer: layer.input_quantizer is None or layer.input_quantizer.spec != activation)
         quantizer = readers[0].input_quantizer if readers else None
@@ -167,7 +177,7 @@ def add_quantizers(model: nn.Module, groups: list[Group], activation: TensorSpec
             quantizer = make_quantizer(activation, "activation", None, group.example.device, group.example.dtype)
         for layer in readers:
             if layer.input_quantizer is not None and layer.input_quantizer.spec == quantizer.spec:
-                layer.input_quantizer, layer.input_is_quantized = quantizer, True
+                layer.input_quantizer, layer.input_is_quantized = quantizer, layer not in off_grid
         for border in group.borders:
             put_at(modules[border.module], border, quantizer)
 
@@ -214,6 +224,15 @@ def _on_grid(value: Value, on: set[Quantizer]) -> bool:
     if maker.kind == "layer":
         return maker.calls[-1].module in on
     return maker.kind in ("concat", *ARRANGING, *_CLIPPING) and all(_on_grid(each, on) for each in maker.inputs)
+
+
+def _changes_in_training(value: Value) -> bool:
+    """Whether a dropout lies between the tensor and the one whose values it holds."""
+    while value.maker is not None and value.maker.kind in ARRANGING:
+        if value.maker.kind == "training_only":
+            return True
+        value = value.maker.inputs[0]
+    return False
 
 
 def follows_layer(operation: Operation) -> bool:

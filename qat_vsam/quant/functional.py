@@ -29,18 +29,19 @@ from qat_vsam.quant.compiled import kernels_for
 from qat_vsam.quant.kernels import STRAIGHT_THROUGH, Surrogate, along_axis_0, origin
 from qat_vsam.quant.saved_codes import remember
 
-# a power of two, so that a step size rounded to one is not below it
-SMALLEST_STEP = 2.0**-27
+# A power of two, so that a step size rounded to one is not below it; so small that no sound weight is lost (a layer in
+# front of a norm may have any magnitude), and so large that x / s^2 is finite in float32.
+SMALLEST_STEP = 2.0**-60
 
 
 def positive_scale(step_size: Tensor) -> Tensor:
-    """max(|s|, 2^-27): a scale that no optimizer step can make negative or zero.
+    """max(|s|, 2^-60): a scale that no optimizer step can make negative or zero.
 
     The gradient is that of |s|, also below the floor, so that a step size pushed there can come back.
 
     Example:
         >>> positive_scale(torch.tensor([-0.5, 0.0]))
-        tensor([5.0000e-01, 7.4506e-09])
+        tensor([5.0000e-01, 8.6736e-19])
     """
     step = wide(step_size)
     magnitude = torch.where(step < 0, -step, step)
@@ -154,7 +155,7 @@ def lsq_quantize(
 ) -> Tensor:
     """x_hat = s clip(round(x / s), Qn, Qp) with the gradients of learned step size quantization.
 
-    s stands for max(|step_size|, 2^-27), see `positive_scale`. The memory format of x is kept. There is no
+    s stands for max(|step_size|, 2^-60), see `positive_scale`. The memory format of x is kept. There is no
     double backward.
 
     Args:

@@ -26,8 +26,8 @@ from qat_vsam.quant.layers import (
 from qat_vsam.quant.modes import inputs_of
 from qat_vsam.quant.quantizers import Quantizer
 from qat_vsam.quant.readers import call_children
-from qat_vsam.quant.replace import replace_modules
-from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_input_quantizers
+from qat_vsam.quant.replace import replace_modules, unchanged_on_failure
+from qat_vsam.quant.sharing import layers_that_read_the_same_tensor, share_as_loaded, share_input_quantizers
 from qat_vsam.quant.spec import LayerRule, QuantSpec
 from qat_vsam.quant.subclass import cannot_be_met, is_subclass, quantized_subclass
 from qat_vsam.quant.summary import OperationRow, Summary, SummaryRow
@@ -68,7 +68,7 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         model: float model; its Parameter objects stay the same. An exception leaves it unchanged.
         spec: what to quantize and how.
         sample: one input batch. Layers that read the same tensor then share one input quantizer from the
-            start; without it `calibrate` finds them.
+            start; without it `calibrate` finds them, or a state_dict says so: make the optimizer after loading it.
 
     Returns:
         Summary, one row for each layer.
@@ -92,12 +92,10 @@ def prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None = None) -> 
         5      Linear       8       8      weight int8 per channel, lsq; input int/uint8 per tensor, lsq
     """
     _check(model)
-    made = call_projections(model) | call_children(model)
-    try:
+    with unchanged_on_failure(model):
+        call_projections(model)
+        call_children(model)
         return _prepare(model, spec, sample)
-    except BaseException:
-        replace_modules(model, made)
-        raise
 
 
 def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summary:
@@ -131,6 +129,7 @@ def _prepare(model: nn.Module, spec: QuantSpec, sample: Tensor | None) -> Summar
             add_quantizers(model, plan.groups, spec.activation)
             between = [row for row in operations_between(model, x, plan.reasons) if row.kind in KINDS]
         share_input_quantizers(model, layers_that_read_the_same_tensor(seen))
+    model.register_load_state_dict_post_hook(share_as_loaded)
     return Summary(spec.name, _rows(model, floats, reasons), between)
 
 

@@ -2,11 +2,16 @@
 
 A residual block feeds its input to the first convolution and to the shortcut's. A runtime quantizes that
 tensor once, so training must too, or the export computes something else.
+
+Which layers share is found by a forward pass, in `prepare` with a sample or in `calibrate`. A trained state_dict says
+it too: each shared quantizer is stored under all its names, with the place of the layer whose quantizer it is, and
+loading it into a model that was prepared without a sample joins the same layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -33,6 +38,7 @@ def share_input_quantizers(model: nn.Module, groups: Iterable[list[str]]) -> Non
     Layers whose input comes quantized have its quantizer already.
     """
     layers = dict(quant_layers(model))
+    places = {layer: place for place, layer in enumerate(layers.values(), start=1)}
     for group in groups:
         first: dict[object, QuantLayer] = {}
         for name in group:
@@ -42,6 +48,19 @@ def share_input_quantizers(model: nn.Module, groups: Iterable[list[str]]) -> Non
             leader = first.setdefault(layer.input_quantizer.spec, layer)
             layer.input_quantizer = leader.input_quantizer
             layer.reads_again = layer is not leader
+            if layer.reads_again and leader.input_quantizer is not None:
+                leader.input_quantizer.shared_with = places[leader]
+
+
+def share_as_loaded(model: nn.Module, _: Any = None) -> None:
+    """Join the layers whose quantizers were one in the model that a state_dict comes from; a hook of loading."""
+    names, members = [name for name, _ in quant_layers(model)], dict[int, list[str]]()
+    for name, layer in quant_layers(model):
+        if layer.input_quantizer is not None and layer.input_quantizer.shared_with:
+            members.setdefault(layer.input_quantizer.shared_with, []).append(name)
+    for place, group in members.items():
+        leader = names[place - 1] if place <= len(names) else ""
+        share_input_quantizers(model, [sorted(group, key=lambda name, first=leader: name != first)])
 
 
 def _merged(groups: Iterable[list[str]]) -> list[list[str]]:

@@ -137,25 +137,25 @@ def asymmetric_range(statistics: TensorStatistics, q_max: float) -> tuple[Tensor
     Reference: arXiv 2004.09576, section 4.
     """
     low, high = statistics.minimum.clamp_max(0), statistics.maximum.clamp_min(0)
-    least = torch.full_like(low, math.inf)
+    least, unit = torch.full_like(low, math.inf), _unit(high - low)
     pairs = list(itertools.product(_COARSE[::2], repeat=2))
     first, second = [(f, 1.0) for f in _FINE], [(1.0, f) for f in _FINE]
     for fractions in (pairs, first, second, first, second):
         centre_low, centre_high = low, high
         for at_low, at_high in fractions:
             new_low, new_high = centre_low * at_low, centre_high * at_high
-            error = _asymmetric_error(statistics.sample, new_low, new_high, q_max)
+            error = _asymmetric_error(statistics.sample, new_low, new_high, q_max, unit)
             better = error < least
             low, high = torch.where(better, new_low, low), torch.where(better, new_high, high)
             least = torch.minimum(error, least)
     return low, high
 
 
-def _asymmetric_error(sample: Tensor, low: Tensor, high: Tensor, q_max: float) -> Tensor:
+def _asymmetric_error(sample: Tensor, low: Tensor, high: Tensor, q_max: float, unit: Tensor) -> Tensor:
     step = ((high - low) / q_max).clamp_min(torch.finfo(low.dtype).tiny)
     zero_point = (-low / step).round()
     x_hat = (sample / step).round_().clamp_(-zero_point, q_max - zero_point).mul_(step)
-    return x_hat.sub_(sample).square_().mean()
+    return x_hat.sub_(sample).mul_(unit).square_().mean()
 
 
 def percentile_step(statistics: TensorStatistics, q_min: float, q_max: float, percentile: float) -> Tensor:
@@ -177,16 +177,21 @@ def percentile_step(statistics: TensorStatistics, q_min: float, q_max: float, pe
 def _least_squared_error(sample: Tensor, largest: Tensor, q_min: float, q_max: float) -> Tensor:
     shift = q_min % 1
     best_step = largest.reshape(-1, 1)
-    best_error = torch.full_like(best_step, math.inf)
+    best_error, unit = torch.full_like(best_step, math.inf), _unit(best_step)
     for fractions in (_COARSE, _FINE):
         centre = best_step
         for fraction in fractions:
             step = (centre * fraction).clamp_min(torch.finfo(centre.dtype).tiny)
             x_hat = (sample / step).clamp_(q_min, q_max).sub_(shift).round_().add_(shift).mul_(step)
-            error = x_hat.sub_(sample).square_().mean(1, keepdim=True)
+            error = x_hat.sub_(sample).mul_(unit).square_().mean(1, keepdim=True)
             best_step = torch.where(error < best_error, step, best_step)
             best_error = torch.minimum(error, best_error)
     return torch.where(largest > 0, best_step.reshape(largest.shape), 0.0)
+
+
+def _unit(size: Tensor) -> Tensor:
+    """A power of two that brings a size to about 1, so that no square of it vanishes; 1 for 0."""
+    return torch.exp2(-torch.frexp(size).exponent.clamp(-120, 120).to(size.dtype))
 
 
 def positive_everywhere(step: Tensor) -> Tensor:

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qat_vsam.quant.dropouts import AtDropouts
 from qat_vsam.quant.modes import evaluating, quantizers_off
 from qat_vsam.quant.quantizers import Quantizer
 
 # What only arranges, repeats or selects values, or fills in zeros, which are on every grid; maxima commute with
-# rounding. What holds for the values of such an operation's input holds for those of its output.
+# rounding. What holds for the values of such an operation's input holds for those of its output. "training_only" is
+# what hands its input on here and changes it in training: dropouts, stochastic depth.
 ARRANGING = {
     *("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "permute", "transpose", "t", "squeeze"),
     *("unsqueeze", "slice", "select", "split", "split_with_sizes", "unbind", "expand", "repeat", "clone", "alias"),
     *("detach", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "zero_pad"),
-    *("as_strided", "max_pool"),
+    *("as_strided", "max_pool", "training_only"),
 }
 _NAMES = {
     "cat": "concat",
@@ -138,6 +140,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
         recorder.note(x, None, depends=True)
         stack.enter_context(evaluating(model))
         stack.enter_context(quantizers_off(model))
+        stack.enter_context(AtDropouts(recorder.training_only))
         stack.enter_context(recorder)
         model(x)
     return recorder.trace
@@ -150,6 +153,7 @@ class _Recorder(TorchDispatchMode):
         self.whole = whole
         self._stack: list[Call] = []
         self._time = 0
+        self._paused = False
         # Tensors are held, so that no later one takes over the identity of an earlier.
         self._held: list[Tensor] = []
         self._values: dict[int, Value] = {}
@@ -191,7 +195,7 @@ class _Recorder(TorchDispatchMode):
                 operation.outputs.append(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._inside() or not self._stack:
+        if self._inside() or self._paused or not self._stack:
             return func(*args, **(kwargs or {}))
         kind = _kind(func, args)
         written = None if kind in ARRANGING else _written(func, args)
@@ -203,6 +207,23 @@ class _Recorder(TorchDispatchMode):
                     self._changed.add(other)
         self._made(operation, _tensors(result))
         return result
+
+    def _only_hands_on(self, call: Call, result: Tensor) -> bool:
+        """Whether a module of unknown kind does nothing to its input, and so may do something in training."""
+        known = (nn.Identity, nn.Sequential, nn.modules.dropout._DropoutNd, Quantizer)
+        handed_on = call.first is not None and self._values.get(id(result)) is call.first
+        return handed_on and not isinstance(call.module, known)
+
+    def training_only(self, x: Tensor) -> Tensor:
+        """What is x here and something else in training, under a name of its own."""
+        if self._inside():
+            return x
+        operation = self._operation("training_only", [x], None)
+        self._paused = True
+        y = x.view_as(x)
+        self._paused = False
+        self._made(operation, [y])
+        return y
 
     def borders(self, name: str, module: nn.Module) -> tuple[Callable[..., None], Callable[..., Any]]:
         """Hooks for what enters the module and what leaves it."""
@@ -223,6 +244,8 @@ class _Recorder(TorchDispatchMode):
                 result = result.clone() if isinstance(result, Tensor) else result
                 operation = self._operation("layer", _tensors(args), None)
                 self._made(operation, _tensors(result))
+            elif isinstance(result, Tensor) and self._only_hands_on(call, result):
+                result = self.training_only(result)
             call.result = self.value(result) if isinstance(result, Tensor) else None
             call.end = self._tick()
             self.trace.calls.append(call)

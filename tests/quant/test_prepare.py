@@ -271,6 +271,50 @@ def test_a_failure_leaves_the_model_untouched():
     assert model.training
 
 
+class FailsLater(nn.Module):
+    """A net whose forward fails at its call number `at`; an addition and a batch norm are in it."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.a, self.norm, self.relu, self.b = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.__dict__["calls"] = [at]
+
+    def forward(self, x):
+        self.calls[0] -= 1
+        if self.calls[0] == 0:
+            raise MemoryError("the pass does not fit")
+        y = self.relu(self.norm(self.a(x)))
+        y = self.attention(y, y, y, need_weights=False)[0]
+        return self.b(y + y)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_failure_behind_the_swap_leaves_the_model_as_it_was(at):
+    model, kept = FailsLater(at), []
+    model.a.register_forward_hook(lambda *_: kept.append(1))
+    before = {name: (module, type(module), dict(module.__dict__)) for name, module in model.named_modules()}
+    hooks = {
+        name: [len(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)]
+        for name, module in model.named_modules()
+    }
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    spec = QuantSpec.preset("w8a8", residual_adds="quantized", batch_norm="freeze", freeze_after=3)
+    with pytest.raises(MemoryError):
+        prepare(model, spec, sample=torch.randn(2, 8))
+    after = dict(model.named_modules())
+    assert list(after) == list(before)
+    for name, (module, kind, attributes) in before.items():
+        assert after[name] is module
+        assert type(module) is kind
+        assert vars(module).keys() == attributes.keys()
+        present = [len(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)]
+        assert present == hooks[name]
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.state_dict().keys() == state.keys()
+    prepare(model, spec, sample=torch.randn(2, 8))  # and it can be prepared then
+
+
 def test_records_and_table_carry_every_row():
     summary = prepare(small_net(), QuantSpec.preset("w4"))
     assert summary.to_records()[1] == {

@@ -35,6 +35,8 @@ class Quantizer(nn.Module, ABC):
         enabled: False turns the quantizer into the identity.
         compiled: fused kernels of `torch.compile`; see `set_compiled`.
         updates_state: whether its state follows what it quantizes.
+        shared_with: 0, or 1 + the place, in module order, of the layer whose quantizer others read through; see
+            `sharing.py`. It travels in the state_dict, so that a model prepared anew shares alike.
 
     Args:
         spec: bits, sign, granularity, method.
@@ -63,6 +65,7 @@ class Quantizer(nn.Module, ABC):
         self.initialised = False
         self.enabled = True
         self.compiled: bool | None = None
+        self.shared_with = 0
         shape = (channels,) if spec.granularity != "per_tensor" and channels is not None else ()
         wide = dtype if dtype == torch.float64 else torch.float32
         self._register_scale(torch.ones(shape, device=device, dtype=wide))
@@ -235,9 +238,26 @@ class Quantizer(nn.Module, ABC):
             raise InputError(explain(f"{self.role} quantizer", "no step size", "a calibrated model", advice))
 
     def get_extra_state(self) -> Tensor:
-        """Bits, kind of the grid, sign and whether a step size is set, as four bytes."""
-        state = [self.bits, self._kind, int(self.signed), int(self.initialised)]
+        """Bits, kind of the grid, sign, whether a step size is set, and in two bytes whose quantizer it is."""
+        state = [self.bits, self._kind, int(self.signed), int(self.initialised), *divmod(self.shared_with, 256)]
         return torch.tensor(state, dtype=torch.uint8)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """As any module, but that a second name of a shared quantizer gets copies.
+
+        Formats without aliases, such as safetensors, refuse tensors that share memory. With `keep_vars` the variables
+        themselves are asked for.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if keep_vars:
+            return
+        for name in (*self._parameters, *self._buffers):
+            ending, own = f".{name}", destination.get(prefix + name)
+            if own is None:
+                continue
+            others = (value for key, value in destination.items() if key.endswith(ending) and key != prefix + name)
+            if any(_memory(value) == _memory(own) for value in others):
+                destination[prefix + name] = own.clone()
 
     @property
     def _kind(self) -> int:
@@ -250,11 +270,13 @@ class Quantizer(nn.Module, ABC):
         Raises:
             CheckpointError: the state is of a quantizer with other bits or another range.
         """
-        bits, kind, signed, initialised = (int(value) for value in state.tolist())
+        # states of four bytes, as they were written first, do not say whose quantizer it is
+        bits, kind, signed, initialised, high, low = (*(int(value) for value in state.tolist()), 0, 0)[:6]
         if (bits, kind) != (self.bits, self._kind):
             got, expected = f"{bits} bits{_described(kind)}", f"{self.bits} bits{_described(self._kind)}"
             raise CheckpointError(explain("quantizer state", got, expected, "prepare the model with the same spec"))
         self.signed, self.initialised = bool(signed), bool(initialised)
+        self.shared_with = 256 * high + low
 
     def extra_repr(self) -> str:
         kind = "int" if self.signed else "uint"
@@ -265,3 +287,7 @@ class Quantizer(nn.Module, ABC):
 def _described(kind: int) -> str:
     names = {_NARROW: " narrow", _ODD: " balanced", _POWER_OF_TWO: " in powers of two"}
     return "".join(name for bit, name in names.items() if kind & bit)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
