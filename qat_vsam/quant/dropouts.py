@@ -30,6 +30,6 @@ class AtDropouts(TorchFunctionMode):
         self._mark = mark
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result: Any = func(*args, **(kwargs or {}))
         x = args[0] if args else (kwargs or {}).get("input")
-        return self._mark(result) if func in _DROPOUTS and result is x else result
+        return self._mark(result) if func in _DROPOUTS and isinstance(x, Tensor) and result is x else result

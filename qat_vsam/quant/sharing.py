@@ -60,7 +60,8 @@ def share_as_loaded(model: nn.Module, _: Any = None) -> None:
             members.setdefault(layer.input_quantizer.shared_with, []).append(name)
     for place, group in members.items():
         leader = names[place - 1] if place <= len(names) else ""
-        share_input_quantizers(model, [sorted(group, key=lambda name, first=leader: name != first)])
+        first = [name for name in group if name == leader]
+        share_input_quantizers(model, [[*first, *(name for name in group if name != leader)]])
 
 
 def _merged(groups: Iterable[list[str]]) -> list[list[str]]:

@@ -85,8 +85,8 @@ MUTANTS = {
     ),
     "readiness-not-saved": quant(
         "quantizers/base",
-        "int(self.signed), int(self.initialised)]",
-        "int(self.signed), 0]",
+        "int(self.signed), int(self.initialised), ",
+        "int(self.signed), 0, ",
         "quantizers",
         "test_a_plain_state_dict_restores",
     ),
@@ -185,8 +185,8 @@ MUTANTS = {
     ),
     "least-absolute-error": quant(
         "statistics",
-        "sub_(sample).square_().mean(1, keepdim=True)",
-        "sub_(sample).abs_().mean(1, keepdim=True)",
+        "sub_(sample).mul_(unit).square_().mean(1, keepdim=True)",
+        "sub_(sample).mul_(unit).abs_().mean(1, keepdim=True)",
         "methods",
         "test_a_step_of_least_squared_error",
     ),
