@@ -53,10 +53,15 @@ class Monitor:
         if self.nonfinite in ("skip", "stop"):
             return bool(finite)
         self._flag = ~finite if self._flag is None else self._flag.to(finite.device) | ~finite
-        every = self.check_every or (1 if finite.device.type == "cpu" else 100)
-        if (step + 1) % every == 0:
+        if self.looks(step, finite.device):
             self.check(step)
         return True
+
+    def looks(self, step: int, device: torch.device) -> bool:
+        """Whether this step reads a number from the device in any case."""
+        if self.nonfinite != "raise":
+            return self.nonfinite != "ignore"
+        return (step + 1) % (self.check_every or (1 if device.type == "cpu" else 100)) == 0
 
     def check(self, step: int) -> None:
         """Raise NonFiniteError if a gradient since the last look was not finite. Waits for the device."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qat_vsam.errors import InputError, explain
+from qat_vsam.optim.caches import forget_weights
 from qat_vsam.optim.distributed import copy_into
 from qat_vsam.optim.gradients import Gradients, global_norm, take
 from qat_vsam.optim.methods import ChooseRows, Evaluation, RowsChosen
@@ -89,6 +90,7 @@ class StepPasses:
             if perturbation.radius.reads_loss and not optimizer.ranks.apart:
                 loss = torch.as_tensor(self.agreed(loss))
             displacements = perturbation.displacements(points, own, optimizer.state, optimizer.steps, loss)
+            moved = [point.parameter for point in displacements]
             del own, slopes, at_offsets
             with (
                 _displaced(displacements),
@@ -97,6 +99,9 @@ class StepPasses:
             ):
                 chosen: RowsChosen = rows_displaced(first, self._losses) if callable(rows_displaced) else rows_displaced
                 second = self._evaluate(chosen)
+        if moved and rows == rows_displaced:
+            reads = optimizer.monitor.looks(optimizer.steps, moved[0].device)
+            optimizer.witness.compare(first, second, moved, reads)
         return first, second
 
     def look_ahead(self) -> Evaluation:
@@ -144,6 +149,7 @@ class StepPasses:
     def _evaluate_with(self, offsets: Sequence[Tensor], rows: RowsChosen) -> tuple[Evaluation, Gradients]:
         for tensor in self.optimizer.parameters():
             tensor.grad = None
+        forget_weights()
         with torch.enable_grad():
             result = self.closure() if rows is None else self.closure(rows)
         self.forwards += 1
@@ -168,6 +174,7 @@ class StepPasses:
 
     def _losses(self) -> Tensor:
         """The loss of each row at the weights as they stand, by a forward pass alone."""
+        forget_weights()
         _, losses = self.closure(slice(None), backward=False)
         self.forwards += 1
         detached: Tensor = losses.detach()
@@ -195,3 +202,4 @@ def _displaced(displacements: dict[Point, Tensor]) -> Iterator[None]:
         yield
     finally:
         copy_into(lasting, kept)
+        forget_weights()

@@ -129,7 +129,8 @@ def quantized_layers(radii: Radii, model: nn.Module | None) -> dict[Tensor, nn.M
     """The quantized layers of the model by their weight, of those weights that are perturbed."""
     found: dict[Tensor, nn.Module] = {}
     for layer in model.modules() if model is not None else ():
-        weight = getattr(layer, "weight", None)
-        if hasattr(layer, "weight_offset") and isinstance(weight, Tensor) and weight in radii:
+        # Not `layer.weight`: where the weight is parametrized that would compute it, outside of any pass.
+        weight = layer._parameters.get("weight")
+        if weight is not None and weight in radii and hasattr(layer, "weight_offset"):
             found[weight] = layer
     return found

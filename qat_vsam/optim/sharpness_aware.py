@@ -37,6 +37,7 @@ from qat_vsam.optim.psf import PSF
 from qat_vsam.optim.rows import Rows
 from qat_vsam.optim.schedule import EveryStep, Schedule
 from qat_vsam.optim.without_closure import step_without_closure
+from qat_vsam.optim.witness import Witness
 from qat_vsam.optim.wrapper import OptimizerWrapper
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class SharpnessAware(OptimizerWrapper):
         "psf",
         "perturbation",
         "monitor",
+        "witness",
         "dropout",
         "loss_scale",
         "ranks",
@@ -147,6 +149,7 @@ class SharpnessAware(OptimizerWrapper):
         self.psf = psf
         self.perturbation = build_perturbation(perturbation, perturbed_roles)
         self.monitor = Monitor(policy(nonfinite, grad_scaler), check_every)
+        self.witness = Witness()
         self.dropout = dropout
         self.loss_scale = LossScale(grad_scaler) if scales(grad_scaler) else None
         self.ranks = Ranks(perturbation_sync)
@@ -260,6 +263,7 @@ class SharpnessAware(OptimizerWrapper):
         that the last step's second gradient was taken on (0: none), `rate` the schedule's present rate of
         payments.
         """
+        self.witness.read()
         return {**self.monitor.read_norms(), "share": self.last_share, **self.schedule.statistics()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -273,6 +277,7 @@ class SharpnessAware(OptimizerWrapper):
             NonFiniteError: A gradient since the last look was not finite, under the policy "raise".
         """
         self.monitor.check(self.steps)
+        self.witness.read()
         self._read_measurements()
         return {
             **{name: getattr(self, name) for name in _COUNTERS},
