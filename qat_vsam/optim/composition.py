@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 from qat_vsam.errors import ConfigError, explain
 from qat_vsam.optim.methods import Method
@@ -50,10 +53,12 @@ def refuse_idle_options(
         raise ConfigError(explain("share of the schedule", schedule.share, rule, "leave it out"))
 
 
-def refuse_idle_radius(group: Mapping[str, Any], usual: float, moves: bool) -> None:
-    """Raise ConfigError if a group has a radius of its own and is not displaced."""
-    rho = group.get("rho", usual)
+def refuse_radius(group: Mapping[str, Any], key: str, usual: float, moves: bool) -> None:
+    """Raise ConfigError if the radius of a group is none, or is one of its own although it is not displaced."""
+    rho = group.get(key, usual)
+    if isinstance(rho, bool) or not isinstance(rho, Real | Tensor) or not rho >= 0:
+        raise ConfigError(explain(f"{key} of a group", repr(rho), "a radius >= 0", "use 0.05, or 0 for none"))
     if not moves and rho not in (0, usual):
         got = f"{rho} for a group of the role {group.get('role')!r}, which is not displaced"
         do = "leave it out, or name the role in perturbed_roles"
-        raise ConfigError(explain("rho", got, "a radius where something is displaced", do))
+        raise ConfigError(explain(key, got, "a radius where something is displaced", do))

@@ -48,7 +48,7 @@ class Direction:
 
     def weights(self, points: Sequence[Point], step: int) -> list[float]:
         """A factor for each point, 0 to leave it where it is; the norm is taken over all."""
-        return [1.0] * len(points)
+        return [point.uphill for point in points]
 
     def next_memory(self, state: State, gradients: Gradients) -> Gradients:
         """What will be remembered, by parameter, given what `remembers` names. Changes nothing yet."""
@@ -122,7 +122,7 @@ class RandomTensors(Direction):
     def weights(self, points: Sequence[Point], step: int) -> list[float]:
         count = len(points)
         draws = [counter_uniform(self.seed, step * count + i) for i in range(count)]
-        return [1 / self.beta if draw < self.beta else 0.0 for draw in draws]
+        return [p.uphill / self.beta if u < self.beta else 0.0 for p, u in zip(points, draws, strict=True)]
 
 
 class PreviousGradient(Direction):
@@ -156,4 +156,5 @@ class Momentum(Direction):
         return found
 
     def weights(self, points: Sequence[Point], step: int) -> list[float]:
+        # Of a base optimizer that maximizes it is the mean of negative gradients.
         return [-1.0] * len(points)

@@ -72,6 +72,10 @@ ChooseRows: TypeAlias = Callable[[Evaluation, Callable[[], Tensor]], Tensor]
 class Passes(Protocol):
     """The evaluations that a method composes; all counted by the optimizer."""
 
+    @property
+    def uphill(self) -> float:
+        """1, or -1 where all parameters are to maximize the loss."""
+
     def at_weights(self, rows: slice | None, moves_statistics: bool = True) -> Evaluation:
         """Loss and gradients at w."""
 
@@ -184,7 +188,7 @@ class Selected(Method):
                 raise InputError(
                     explain("closure", "one loss", "(mean loss, losses of the rows)", "return loss, losses.detach()")
                 )
-            rise = losses_there() - first.losses
+            rise = passes.uphill * (losses_there() - first.losses)
             count = min(max(int(self.share * len(rise)), 2), len(rise))
             chosen.append(count / len(rise))
             # Where nothing is displaced all rows tie; topk would leave the choice to the device.

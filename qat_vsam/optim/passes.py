@@ -115,6 +115,11 @@ class StepPasses:
             with _displaced(displacements):
                 return self._evaluate(None)
 
+    @property
+    def uphill(self) -> float:
+        """1, or -1 where all parameters are to maximize the loss."""
+        return -1.0 if all(group.get("maximize") for group in self.optimizer.param_groups) else 1.0
+
     def agreed(self, share: float | Tensor) -> float | Tensor:
         """The mean of a share over the ranks: what is mixed by it is a mean over the ranks too."""
         return self.optimizer.ranks.mean(share, next(self.optimizer.parameters()))

@@ -15,7 +15,9 @@ and every one of them goes with every schedule and method. The usual ones have n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from qat_vsam.errors import ConfigError, InputError, did_you_mean, explain
 from qat_vsam.optim.directions import Direction, Friendly, State
 from qat_vsam.optim.gradients import Gradients, global_norm
 from qat_vsam.optim.points import AtNorms, AtWeights, BehindQuantizer, Place, Point
-from qat_vsam.optim.radii import EPSILON, FixedRadius, LossIncrease
+from qat_vsam.optim.radii import EPSILON, FixedRadius, LossIncrease, radius_of
 from qat_vsam.optim.scales import Adaptive, Scale, StepSize, Unit
 
 Groups = Sequence[Mapping[str, Any]]
@@ -70,7 +72,7 @@ class Perturbation:
     def radii(self, groups: Groups) -> dict[Tensor, float]:
         """The trainable parameters that are perturbed, each with the radius `rho` of its group."""
         return {
-            parameter: float(group["rho"])
+            parameter: float(radius_of(group))
             for group in groups
             if self.moves(group)
             for parameter in group["params"]
@@ -92,9 +94,12 @@ class Perturbation:
         self.place.check(radii, model)
         self.scale.check(radii, model)
 
-    def points(self, groups: Groups, model: nn.Module | None) -> Any:
+    @contextmanager
+    def points(self, groups: Groups, model: nn.Module | None) -> Iterator[list[Point]]:
         """A context manager that yields the list of points, standing where the weights have their value."""
-        return self.place.points(self.radii(groups), model)
+        climbing = {p for group in groups if group.get("maximize") for p in group["params"]}
+        with self.place.points(self.radii(groups), model) as points:
+            yield [replace(point, uphill=-1.0) if point.parameter in climbing else point for point in points]
 
     def displacements(
         self, points: Sequence[Point], slopes: Gradients, state: State, step: int, loss: Tensor | None = None

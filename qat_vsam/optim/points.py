@@ -34,12 +34,14 @@ class Point:
         parameter: The parameter that it stands for; what is remembered of a point is remembered under it.
         rho: Radius.
         layer: The quantized layer that the parameter is the weight of, if it is one.
+        uphill: 1 if the objective is worse along its gradient, -1 where the base optimizer maximizes.
     """
 
     tensor: Tensor
     parameter: Tensor
     rho: float
     layer: nn.Module | None = None
+    uphill: float = 1.0
 
     @property
     def temporary(self) -> bool:

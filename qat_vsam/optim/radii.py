@@ -8,7 +8,8 @@ loss increase   what raises the loss by sigma to first order, up to rho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ from qat_vsam.optim.points import Point
 
 EPSILON = 1e-12
 _TAIL = 0.2
+KEY = "rho"
+# The key of a group where the base optimizer has one called `rho` already, as Adadelta has.
+KEY_BESIDE_ANOTHER = "perturbation_rho"
+
+
+def radius_of(group: Mapping[str, Any]) -> Any:
+    """rho of a parameter group.
+
+    Example:
+        >>> radius_of({"rho": 0.9, "perturbation_rho": 0.05})
+        0.05
+    """
+    return group[KEY_BESIDE_ANOTHER] if KEY_BESIDE_ANOTHER in group else group[KEY]
 
 
 class FixedRadius:

@@ -23,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from qat_vsam.errors import ConfigError, did_you_mean, explain
-from qat_vsam.optim.composition import USUAL_DROPOUT, USUAL_PERTURBATION, refuse_idle_options, refuse_idle_radius
+from qat_vsam.optim.composition import USUAL_DROPOUT, USUAL_PERTURBATION, refuse_idle_options, refuse_radius
 from qat_vsam.optim.directions import forget
 from qat_vsam.optim.distributed import Ranks
 from qat_vsam.optim.gradients import Gradients, global_norm
@@ -34,6 +34,7 @@ from qat_vsam.optim.passes import StepPasses
 from qat_vsam.optim.perturbation import Perturbation, build_perturbation
 from qat_vsam.optim.points import BehindQuantizer
 from qat_vsam.optim.psf import PSF
+from qat_vsam.optim.radii import KEY, KEY_BESIDE_ANOTHER, radius_of
 from qat_vsam.optim.rows import Rows
 from qat_vsam.optim.schedule import EveryStep, Schedule
 from qat_vsam.optim.without_closure import step_without_closure
@@ -53,7 +54,8 @@ class SharpnessAware(OptimizerWrapper):
 
     Args:
         params: Parameters or groups, as for any optimizer. A group may carry `role` (a group with one is
-            perturbed only if `perturbed_roles` names it) and `rho`.
+            perturbed only if `perturbed_roles` names it) and `rho`; beside a base optimizer whose groups have a
+            `rho` of their own (Adadelta) that is `perturbation_rho`.
         base_optimizer: Class of the optimizer that makes the step, built with `base_options`.
         method, schedule, psf: See the modules `methods`, `schedule`, `psf`; by default SAM's.
         model: The network. Tells which modules must stand still in the second pass (batch norms, modules with
@@ -63,7 +65,7 @@ class SharpnessAware(OptimizerWrapper):
         perturbed_roles: Roles perturbed where groups have roles, whatever the perturbation's own are; None for
             these, most often weights.
         rho: Radius of the perturbation; groups may override it. Where all are 0 the step is the base
-            optimizer's.
+            optimizer's. Where the base optimizer maximizes, e goes down the gradient.
         dropout: "keep" draws the same random numbers in both passes, so that h measures curvature and not two
             masks; "redraw" lets the generators run on.
         nonfinite: What a NaN or infinite gradient does. "raise", which None means: NonFiniteError before the step
@@ -142,7 +144,7 @@ class SharpnessAware(OptimizerWrapper):
             raise ConfigError(explain("max_grad_norm", max_grad_norm, "a norm > 0", "use 1.0, or None for no limit"))
         method, schedule, psf = method or Part(), schedule or EveryStep(), psf or PSF(gamma=0)
         refuse_idle_options(method, schedule, psf, perturbation, perturbed_roles, dropout)
-        super().__init__(params, base_optimizer, base_options, {"rho": rho})
+        super().__init__(params, base_optimizer, base_options, {KEY: rho}, {KEY: KEY_BESIDE_ANOTHER})
         self.model = model
         self.method = method
         self.schedule = schedule
@@ -162,7 +164,7 @@ class SharpnessAware(OptimizerWrapper):
         self.last_share = 0.0
         self._gradient_hooks: OrderedDict[int, Callable[[Optimizer], None]] = OrderedDict()
         for group in self.param_groups:
-            refuse_idle_radius(group, rho, self.displaces(group))
+            refuse_radius(group, self._radius_key, rho, self.displaces(group))
         if self.method.perturbs:
             self.perturbation.check(self.param_groups, model)
         self._meet_ranks()
@@ -177,7 +179,7 @@ class SharpnessAware(OptimizerWrapper):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As for any optimizer."""
         if "perturbation" in self.__dict__:
-            refuse_idle_radius(param_group, self.defaults["rho"], self.displaces(param_group))
+            refuse_radius(param_group, self._radius_key, radius_of(self.defaults), self.displaces(param_group))
         super().add_param_group(param_group)
 
     def register_gradient_hook(self, hook: Callable[[Optimizer], None]) -> RemovableHandle:
@@ -222,7 +224,7 @@ class SharpnessAware(OptimizerWrapper):
         size = batch_size if self.method.cuts else None
         rows = Rows.cut(size, self.schedule.share, smallest, self.ranks.several)
         rate = self._schedule_rate()
-        willing = not self.method.perturbs or any(group["rho"] for group in self.param_groups)
+        willing = not self.method.perturbs or any(radius_of(group) for group in self.param_groups)
         passes = StepPasses(self, closure, batch_size)
         if willing and not self.stopped and self.schedule.pays(rows.share, rate):
             rows.check(closure)
@@ -302,6 +304,10 @@ class SharpnessAware(OptimizerWrapper):
     def _schedule_rate(self) -> float:
         """The learning rate for the schedule; any number where it does not matter, for reading one may wait."""
         return max(float(g["lr"]) for g in self.param_groups) if self.schedule.uses_learning_rate else 1.0
+
+    @property
+    def _radius_key(self) -> str:
+        return KEY_BESIDE_ANOTHER if KEY_BESIDE_ANOTHER in self.defaults else KEY
 
     def _meet_ranks(self) -> None:
         offsets = self.method.perturbs and isinstance(self.perturbation.place, BehindQuantizer)

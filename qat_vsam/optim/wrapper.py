@@ -25,6 +25,7 @@ class OptimizerWrapper(Optimizer):
         base_optimizer: Class of the optimizer that makes the steps.
         base_options: Its arguments.
         defaults: Further keys of a group, with the value that a group without them gets.
+        instead: What a further key is called where the base optimizer has one of its name.
 
     Raises:
         InputError: The base optimizer cannot step without a closure.
@@ -38,12 +39,14 @@ class OptimizerWrapper(Optimizer):
         base_optimizer: type[Optimizer],
         base_options: Mapping[str, Any],
         defaults: Mapping[str, Any],
+        instead: Mapping[str, str],
     ) -> None:
         closure = inspect.signature(base_optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             name, rule = base_optimizer.__name__, "an optimizer that steps without a closure"
             raise InputError(explain("base_optimizer", name, rule, "use SGD or AdamW"))
         base = base_optimizer(params, **base_options)
+        defaults = {instead[key] if key in base.defaults else key: value for key, value in defaults.items()}
         super().__init__(base.param_groups, {**base.defaults, **defaults})
         self.base = base
         self.param_groups = base.param_groups

@@ -123,7 +123,7 @@ class Hoarder(nn.Module):
 @pytest.mark.parametrize(("network", "told"), [(Hoarder(), 1), (NETWORK, 0)], ids=["hoarder", "plain"])
 def test_a_second_pass_that_saw_the_first_weights_is_named_once(caplog, network, told, check_every, steps):
     with caplog.at_level(logging.WARNING, "qat_vsam.optim"):
-        model, optimizer = trained(SAM, nullcontext, nullcontext, steps, network, check_every=check_every)
+        _, optimizer = trained(SAM, nullcontext, nullcontext, steps, network, check_every=check_every)
         optimizer.statistics()
     assert [r.message.startswith("second pass: got the loss and gradients of the first") for r in caplog.records] == (
         [True] * told
