@@ -56,7 +56,7 @@ def refuse_idle_options(
 def refuse_radius(group: Mapping[str, Any], key: str, usual: float, moves: bool) -> None:
     """Raise ConfigError if the radius of a group is none, or is one of its own although it is not displaced."""
     rho = group.get(key, usual)
-    if isinstance(rho, bool) or not isinstance(rho, Real | Tensor) or not rho >= 0:
+    if isinstance(rho, bool) or not isinstance(rho, Real | Tensor) or not float(rho) >= 0:
         raise ConfigError(explain(f"{key} of a group", repr(rho), "a radius >= 0", "use 0.05, or 0 for none"))
     if not moves and rho not in (0, usual):
         got = f"{rho} for a group of the role {group.get('role')!r}, which is not displaced"

@@ -196,10 +196,11 @@ def whole(tensor: Tensor) -> Tensor:
 def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target, shard by shard where they are sharded. Without gradient."""
     if targets:
-        torch._foreach_copy_(_shards(targets), _shards(sources))
+        torch._foreach_copy_(shards(targets), shards(sources))
 
 
-def _shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's parts of tensors that are spread over ranks, others as they are."""
     return [tensor.to_local() if is_sharded(tensor) else tensor for tensor in tensors]  # type: ignore[attr-defined]
 
 

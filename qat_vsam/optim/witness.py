@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qat_vsam.optim.distributed import shards
+
 if TYPE_CHECKING:
     from qat_vsam.optim.methods import Evaluation
 
@@ -38,17 +40,21 @@ class Witness:
         """
         if self._told or (self._compared and not reads):
             return
-        slopes = [first.gradients[parameter] for parameter in moved if parameter in first.gradients]
-        pairs = [(gradient, second.gradients.get(p)) for p, gradient in first.gradients.items()]
+        # Of sharded gradients each rank looks at its own part: what one rank finds must start no collective there.
+        slopes = shards(first.gradients[parameter] for parameter in moved if parameter in first.gradients)
+        both = [parameter for parameter in first.gradients if parameter in second.gradients]
+        whole = bool(slopes) and len(both) == len(first.gradients)
+        before, after = (shards(pass_.gradients[parameter] for parameter in both) for pass_ in (first, second))
+        pairs = list(zip(before, after, strict=True))
         if reads:
             self.read()
-            if bool(first.loss == second.loss) and all(b is not None and torch.equal(a, b) for a, b in pairs):
+            if whole and bool(first.loss == second.loss) and all(torch.equal(a, b) for a, b in pairs):
                 self._tell(any(bool(slope.any()) for slope in slopes))
             return
         self._compared = True
-        if not slopes or any(b is None for _, b in pairs):
+        if not whole:
             return
-        same = [(a == b).all() for a, b in pairs if b is not None]
+        same = [(a == b).all() for a, b in pairs]
         home = same[0].device
         alike = torch.stack([(first.loss == second.loss).to(home), *(flag.to(home) for flag in same)]).all()
         self._verdict = alike & torch.stack([slope.any().to(home) for slope in slopes]).any()

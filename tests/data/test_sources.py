@@ -230,7 +230,7 @@ def test_unknown_names_and_missing_folders_say_what_to_do(tmp_path: Path) -> Non
     assert "cifar10" in list_datasets()
     with pytest.raises(DataError, match="did you mean cifar10"):
         load_dataset("cifar-10", tmp_path)
-    with pytest.raises(DataError, match="give --data or data.root, or set QAT_VSAM_DATA"):
+    with pytest.raises(DataError, match=r"give --data or data\.root, or set QAT_VSAM_DATA"):
         load_dataset("cifar10")
     with pytest.raises(DataError, match=r"no cifar10; expected train-\*\.parquet"):
         load_dataset("cifar10", tmp_path)
