@@ -5,6 +5,7 @@ python reports/digits/power.py
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ for _ in range(SAMPLES):
     for arm, verdict in judged.verdicts.items():
         counts = words.setdefault(arm, {})
         counts[verdict.word] = counts.get(verdict.word, 0) + 1
-print(f"SAM's gain at W4A4 is established in {gains} of {SAMPLES} samples of {SEEDS} of {len(seeds)} seeds")
+lines = [f"SAM's gain at W4A4 is established in {gains} of {SAMPLES} samples of {SEEDS} of {len(seeds)} seeds"]
 for arm, counts in words.items():
-    print(f"{arm:<24}" + ", ".join(f"{word} {count}" for word, count in sorted(counts.items())))
+    lines.append(f"{arm:<24}" + ", ".join(f"{word} {count}" for word, count in sorted(counts.items())))
+sys.stdout.write("\n".join(lines) + "\n")
